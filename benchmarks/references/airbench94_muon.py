@@ -1,0 +1,203 @@
+"""A race's reference: the recipe of airbench94_muon (Jordan 2024) in plain torch, CPU included.
+
+Nothing here is taken from fasttricks, so that it can stand against it. Every number is the
+published one: 8 epochs of batches of 2000, rates 0.053 (biases), 0.67 (head) and 0.24 (Muon) that
+fall to 0, label smoothing 0.2, translation by 2, alternating flips, and six views at the end. On a
+CPU a batch is computed in parts of 500 under bfloat16 autocast, which changes batch norm's
+statistics only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EPOCHS, BATCH, PART = 8, 2000, 500
+BIAS_RATE, HEAD_RATE, MUON_RATE = 0.053, 0.67, 0.24
+MEAN = torch.tensor([0.4914, 0.4822, 0.4465])
+STD = torch.tensor([0.2470, 0.2435, 0.2616])
+
+
+class Group(nn.Module):
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
+        self.norm1, self.norm2 = (nn.BatchNorm2d(after, eps=1e-12, momentum=0.4) for _ in range(2))
+        for norm in (self.norm1, self.norm2):
+            norm.weight.requires_grad_(False)
+        for conv in (self.conv1, self.conv2):
+            nn.init.dirac_(conv.weight.data[: conv.in_channels])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.whiten = nn.Conv2d(3, 24, 2)
+        self.whiten.weight.requires_grad_(False)
+        self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
+        self.head = nn.Linear(256, 10, bias=False)
+        self.head.weight.data /= self.head.weight.data.std()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(self.groups(F.gelu(self.whiten(x))), 3)
+        return self.head(x.flatten(1)) / 256
+
+
+def whiten(conv: nn.Conv2d, images: torch.Tensor) -> None:
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).transpose(1, 3).reshape(-1, 12)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = vectors.T.reshape(-1, 3, 2, 2) / torch.sqrt(values.view(-1, 1, 1, 1) + 5e-4)
+    conv.weight.data[:] = torch.cat([filters, -filters])
+
+
+def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
+    x = gradient.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    x = x.T if gradient.shape[0] > gradient.shape[1] else x
+    for _ in range(3):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return (x.T if gradient.shape[0] > gradient.shape[1] else x).float()
+
+
+def muon_step(convs: list[nn.Parameter], buffers: list[torch.Tensor], rate: float) -> None:
+    for weight, buffer in zip(convs, buffers, strict=True):
+        buffer.mul_(0.6).add_(weight.grad)
+        update = orthogonalized(weight.grad.add(buffer, alpha=0.6).flatten(1)).view_as(weight)
+        weight.data.mul_(len(weight) ** 0.5 / weight.data.norm())
+        weight.data.add_(update, alpha=-rate)
+
+
+def normalized(images: torch.Tensor) -> torch.Tensor:
+    x = (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
+    return x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+
+
+def cropped(padded: torch.Tensor) -> torch.Tensor:
+    """Cut a window of 32 x 32 out of each image of 36 x 36, one of the 25 places at random."""
+    shifts = torch.randint(5, (len(padded), 2), device=padded.device)
+    out = torch.empty_like(padded[:, :, :32, :32])
+    for y in range(5):
+        for x in range(5):
+            here = (shifts[:, 0] == y) & (shifts[:, 1] == x)
+            out[here] = padded[here, :, y : y + 32, x : x + 32]
+    return out
+
+
+def six_views(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def both(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * model(x).float() + 0.5 * model(x.flip(-1)).float()
+
+    padded = F.pad(images, (1, 1, 1, 1), "reflect")
+    moved = both(padded[:, :, :32, :32]) + both(padded[:, :, 2:, 2:])
+    return 0.5 * both(images) + 0.25 * moved
+
+
+def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
+    """Train once and return seconds and accuracies; the caller sets the seed."""
+    on_cpu = device == "cpu"
+    autocast = torch.autocast(device, dtype=torch.bfloat16 if on_cpu else torch.float16)
+    x_train, y_train = data["x_train"], data["y_train"]
+    model = Net().to(device, memory_format=torch.channels_last)
+    convs = [p for p in model.parameters() if p.ndim == 4 and p.requires_grad]
+    buffers = [torch.zeros_like(conv) for conv in convs]
+    norms = [p for name, p in model.named_parameters() if "norm" in name and p.requires_grad]
+    rates = [BIAS_RATE, BIAS_RATE, HEAD_RATE]
+    groups = zip([[model.whiten.bias], norms, [model.head.weight]], rates, strict=True)
+    decay = 2e-6 * BATCH
+    sgd = torch.optim.SGD(
+        [{"params": params, "lr": rate, "weight_decay": decay / rate} for params, rate in groups],
+        momentum=0.85,
+        nesterov=True,
+    )
+    per_epoch = len(x_train) // BATCH
+    total, whiten_total = EPOCHS * per_epoch, 3 * per_epoch
+
+    start = time.perf_counter()
+    some = torch.randperm(len(x_train), device=device)[:5000]
+    whiten(model.whiten, normalized(x_train[some]))
+    images = normalized(x_train)
+    flip = torch.rand(len(images), device=device) < 0.5
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+    padded = F.pad(images, (2, 2, 2, 2), "reflect")
+    step = 0
+    model.train()
+    for epoch in range(EPOCHS):
+        epoch_images = cropped(padded)
+        epoch_images = epoch_images.flip(-1) if epoch % 2 else epoch_images
+        order = torch.randperm(len(images), device=device)
+        loss_sum = torch.zeros((), device=device)
+        for index in order[: per_epoch * BATCH].split(BATCH):
+            model.whiten.bias.requires_grad_(step < whiten_total)
+            for part in index.split(PART if on_cpu else BATCH):
+                x = epoch_images[part].to(memory_format=torch.channels_last)
+                with autocast:
+                    logits = model(x)
+                loss = F.cross_entropy(
+                    logits.float(), y_train[part], label_smoothing=0.2, reduction="sum"
+                )
+                loss.backward()
+                loss_sum += loss.detach()
+            left = 1 - step / total
+            sgd.param_groups[0]["lr"] = BIAS_RATE * max(0, 1 - step / whiten_total)
+            sgd.param_groups[1]["lr"], sgd.param_groups[2]["lr"] = (
+                BIAS_RATE * left,
+                HEAD_RATE * left,
+            )
+            sgd.step()
+            muon_step(convs, buffers, MUON_RATE * left)
+            model.zero_grad(set_to_none=True)
+            step += 1
+        mean = loss_sum.item() / (per_epoch * BATCH)
+        print(f"epoch {epoch + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
+    seconds = time.perf_counter() - start
+
+    model.eval()
+    with torch.no_grad(), autocast:
+        tests = [normalized(part) for part in data["x_test"].split(1000)]
+        plain = torch.cat([model(x).float() for x in tests])
+        views = torch.cat([six_views(model, x) for x in tests])
+    labels = data["y_test"]
+    return {
+        "train_seconds": seconds,
+        "test_accuracy": (plain.argmax(1) == labels).double().mean().item(),
+        "test_accuracy_tta": (views.argmax(1) == labels).double().mean().item(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="CIFAR-10 as an .npz")
+    parser.add_argument("--output", type=Path, required=True, help="folder for record.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    with np.load(args.data) as file:
+        data = {name: torch.from_numpy(file[name]).to(args.device) for name in file.files}
+    data = {
+        name: value.flatten().long() if name[0] == "y" else value for name, value in data.items()
+    }
+    torch.manual_seed(args.seed)
+    steps = EPOCHS * math.floor(len(data["x_train"]) / BATCH)
+    record = {"recipe": "airbench94_muon", "seed": args.seed, "epochs": EPOCHS, "steps": steps}
+    record |= {"device": args.device, **train(data, args.device)}
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

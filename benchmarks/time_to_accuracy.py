@@ -1,0 +1,91 @@
+"""Race recipes to an accuracy: one process a run, contenders in turn, the same data and machine.
+
+    python benchmarks/time_to_accuracy.py --data cifar10.npz --output race \
+        --runs speedrun=3 --runs airbench94_muon=1
+
+Writes race/results.json and race/results.md. Seconds of training leave evaluation out, as each
+contender counts them itself; wall seconds are those of the whole process, start to end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import fasttricks as ft
+
+ROOT = Path(__file__).parents[1]
+CONTENDERS = {
+    "speedrun": ["examples/cifar10_94.py", "--recipe", "speedrun"],
+    "article": ["examples/cifar10_94.py", "--recipe", "article"],
+    "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
+}
+
+
+def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str, Any]:
+    """Run one contender with one seed in a process of its own and return what it recorded."""
+    command = [sys.executable, *CONTENDERS[name], "--data", str(data), "--seed", str(seed)]
+    start = time.perf_counter()
+    subprocess.run([*command, "--output", str(folder)], cwd=ROOT, check=True)
+    wall = time.perf_counter() - start
+    record = json.loads((folder / "record.json").read_text())
+    keep = ("seed", "train_seconds", "test_accuracy", "test_accuracy_tta", "device")
+    return {"contender": name, **{key: record[key] for key in keep}, "wall_seconds": wall}
+
+
+def table(results: list[dict[str, Any]], target: float) -> str:
+    """Return a Markdown table: one line a contender, in the order of first appearance."""
+    lines = [
+        f"| contender | runs | accuracy, six views (%) | one view (%) | runs at {target:g} % | "
+        "training (s) | wall (s) |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["contender"] for row in results):
+        rows = [row for row in results if row["contender"] == name]
+        views = ft.summarize([100 * row["test_accuracy_tta"] for row in rows], target=target)
+        one = ft.summarize([100 * row["test_accuracy"] for row in rows])
+        train = ft.summarize([row["train_seconds"] for row in rows])
+        wall = ft.summarize([row["wall_seconds"] for row in rows])
+        interval = "" if views.interval is None else " ({:.2f} to {:.2f})".format(*views.interval)
+        lines.append(
+            f"| {name} | {views.runs} | {views.mean:.2f}{interval} | {one.mean:.2f} | "
+            f"{views.share_at_target:.0%} | {train.mean:.1f} | {wall.mean:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the results")
+    parser.add_argument(
+        "--runs", action="append", metavar="NAME=N", help=f"one of {', '.join(CONTENDERS)}"
+    )
+    parser.add_argument("--target", type=float, default=94.0, help="percent (default: 94)")
+    args = parser.parse_args()
+    wanted = [text.split("=") for text in args.runs or ["speedrun=3", "airbench94_muon=1"]]
+    output, data = args.output.resolve(), args.data.resolve()
+    results: list[dict[str, Any]] = []
+    for seed in range(max(int(count) for _, count in wanted)):
+        for name, count in wanted:
+            if seed < int(count):
+                folder = output / name / f"seed-{seed}"
+                results.append(run_contender(name, data=data, seed=seed, folder=folder))
+                # After every run, so that a race that is broken off loses none of it.
+                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+                report = {"results": results, "peak_memory_bytes_of_the_largest": peak}
+                ft.write_json(output / "results.json", report | ft.describe_environment())
+                (output / "results.md").write_text(table(results, args.target))
+    print(table(results, args.target))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Argument checks shared by every room; the message names argument, rule and value in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite real number (``bool`` is not one)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {name}={value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {name}={value}")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number above 0."""
+    check_number(name, value)
+    if not value > 0:  # type: ignore[operator]
+        raise ValueError(f"{name} must be greater than 0, got {name}={value}")
+
+
+def check_non_negative(name: str, value: object) -> None:
+    """Raise unless ``value`` is a finite number of at least 0."""
+    check_number(name, value)
+    if value < 0:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at least 0, got {name}={value}")
+
+
+def check_fraction(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number between 0 and 1, both included."""
+    check_number(name, value)
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be between 0 and 1, got {name}={value}")
+
+
+def check_integer(name: str, value: object, *, minimum: int = 0) -> None:
+    """Raise unless ``value`` is a whole number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {name}={value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {name}={value}")
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        known = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} must be one of {known}, got {name}={value!r}")

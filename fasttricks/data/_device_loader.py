@@ -1,0 +1,176 @@
+"""DeviceLoader: the images stay on the device, batches are made there.
+
+Shapes: B images a batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import check_integer
+from ..transforms import Draws, Pipeline, Transform
+from ._image_set import ImageSet
+
+# The order draws from a stream that no transform of a pipeline reaches.
+_ORDER_STREAM = 2**32 - 1
+
+
+class DeviceLoader:
+    """Batches of an ``ImageSet`` that lives on the device, augmented a batch at a time.
+
+    Nothing is decoded, copied from the host or spread over workers while training: a batch is one
+    gather by index, then the transforms. What image i looks like in epoch e is a pure function of
+    (seed, e, i), and the order of epoch e is one of (seed, e); neither depends on the device, nor
+    does an image on batch_size, shuffle or drop_last.
+
+    Each iteration that runs to its end moves ``epoch`` on by one; one that is broken off does not,
+    and the next one serves the same epoch again.
+
+    Args:
+        image_set: the images and labels; its tensors are moved to ``device`` once.
+        batch_size: images a batch, at least 1; the last batch of an epoch is shorter if they do not
+            divide.
+        transforms: applied in order. Without a ``Normalize`` among them, images leave as uint8 in
+            0..255.
+        shuffle: a new order each epoch, or the images' own.
+        drop_last: leave out the last batch if it is short.
+        seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
+        device: such as "cpu" or "cuda".
+
+    Yields:
+        ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B].
+
+    Raises:
+        TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
+            wrong type.
+        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, or a
+            transform does not fit the images.
+
+    Example:
+        >>> from fasttricks.data import ImageSet
+        >>> from fasttricks.transforms import Normalize, RandomTranslate
+        >>> pixels = torch.zeros(10, 3, 32, 32, dtype=torch.uint8)
+        >>> image_set = ImageSet(pixels, torch.arange(10) % 2, classes=("a", "b"), name="black")
+        >>> transforms = [RandomTranslate(2), Normalize(0.5, 0.25)]
+        >>> loader = DeviceLoader(image_set, batch_size=4, transforms=transforms, shuffle=True)
+        >>> [images.shape[0] for images, labels in loader], loader.epoch
+        ([4, 4, 2], 1)
+
+    Reference:
+        Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU (arXiv 2404.00498), for a set held
+        on the device.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        *,
+        batch_size: int,
+        transforms: Sequence[Transform[Any]] = (),
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not isinstance(image_set, ImageSet):
+            raise TypeError(f"image_set must be an ImageSet, got {type(image_set).__name__}")
+        _check_flag("shuffle", shuffle)
+        _check_flag("drop_last", drop_last)
+        _check_batch_size(batch_size, len(image_set), drop_last)
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.device = _usable_device(device)
+        self.pipeline = Pipeline(transforms)
+        self._epoch = 0
+        self._shape = tuple(image_set.images.shape[1:])
+        # one row an image: `index_select` then copies whole rows and keeps the NHWC storage
+        storage = image_set.images.to(self.device).permute(0, 2, 3, 1)
+        self._rows = storage.reshape(len(image_set), -1)
+        self._labels = image_set.labels.to(self.device)
+        # an empty batch goes through everything that could refuse the images, or the seed, before
+        # the first epoch
+        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self._rows), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration serves."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration serve ``epoch``, from 0."""
+        check_integer("epoch", epoch)
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._serve(self._epoch)
+
+    def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = self._order(epoch)
+        for batch in range(len(self)):
+            start = batch * self.batch_size
+            yield self._batch(order[start : start + self.batch_size], epoch)
+        # an epoch set from within the loop stands
+        if self._epoch == epoch:
+            self._epoch = epoch + 1
+
+    def _order(self, epoch: int) -> Tensor:
+        number = len(self._rows)
+        if not self.shuffle:
+            return torch.arange(number, device=self.device)
+        draws = Draws(torch.zeros(1, dtype=torch.int64), seed=self.seed, epoch=epoch)
+        high, low = draws.with_stream(_ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
+        # on the CPU, for the same order on every device
+        generator = torch.Generator().manual_seed(high << 24 | low)
+        return torch.randperm(number, generator=generator).to(self.device)
+
+    def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        c, h, w = self._shape
+        storage = self._rows.index_select(0, index).view(-1, h, w, c)
+        images = storage.permute(0, 3, 1, 2)
+        draws = Draws(index, seed=self.seed, epoch=epoch)
+        images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
+        labels = self._labels.index_select(0, index)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {name}={value!r}")
+
+
+def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:
+    check_integer("batch_size", batch_size, minimum=1)
+    if drop_last and batch_size > number:
+        raise ValueError(
+            f"batch_size must be at most the number of images with drop_last=True, "
+            f"got batch_size={batch_size} and {number} images; use drop_last=False"
+        )
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    """``device`` as a torch.device that this process can allocate on."""
+    try:
+        usable = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"device must be a torch device such as 'cpu' or 'cuda', got device={device!r}"
+        ) from error
+    rule = "device must be one that this machine has"
+    if usable.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{rule}, got device={str(device)!r} but CUDA is not available")
+    if usable.type == "cuda" and (usable.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"{rule}, got device={str(device)!r} but there are {count} CUDA devices")
+    if usable.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"{rule}, got device={str(device)!r} but MPS is not available")
+    return usable

@@ -1,0 +1,254 @@
+"""ImageSet: labelled images of one size as a uint8 tensor.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._checks import check_fraction, check_integer
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet:
+    """Labelled images of one size in memory.
+
+    Everything is checked when the set is built, so whatever takes an ``ImageSet`` can rely on it.
+    The images are kept with NHWC storage (``torch.channels_last``), which is what files hold and
+    what convolutions run fastest on; tensors that are stored so already are taken as they are,
+    others are copied.
+
+    Args:
+        images: uint8, shape [N, C, H, W], values 0..255, N at least 1.
+        labels: int64, shape [N], values 0..len(classes) - 1, on the images' device.
+        classes: the name of each class, in the order of the labels.
+        name: what to call the set in records and messages.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: a shape, a length or a label's value is wrong.
+
+    Example:
+        >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> labels = torch.tensor([0, 1, 1, 0])
+        >>> ImageSet(images, labels, classes=("cat", "dog"), name="pets")
+        ImageSet('pets': 4 images of 3x32x32 (CxHxW), 2 classes)
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_images(self.images)
+        _check_names(self.classes, self.name)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        _check_labels(self.labels, self.images, len(self.classes))
+        images = self.images.detach().contiguous(memory_format=torch.channels_last)
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", self.labels.detach().contiguous())
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(size) for size in self.images.shape[1:])
+        content = f"{len(self)} images of {shape} (CxHxW), {self.num_classes} classes"
+        return f"ImageSet({self.name!r}: {content})"
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, those without an image included."""
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def channels(self) -> int:
+        """The number of channels: 3 for RGB, 1 for grey."""
+        return self.images.shape[1]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The images at ``indices``, in that order, as a new set with the same classes and name.
+
+        Args:
+            indices: whole numbers from 0 to len(self) - 1, at least one; a number
+                may come more than once.
+
+        Raises:
+            TypeError: the indices are not whole numbers.
+            ValueError: there are none, or one lies outside the set.
+
+        Example:
+            >>> images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+            >>> labels = torch.tensor([0, 1, 1, 0])
+            >>> pets = ImageSet(images, labels, classes=("cat", "dog"), name="pets")
+            >>> pets.subset([3, 1]).labels
+            tensor([0, 1])
+        """
+        index = _as_index(indices, len(self)).to(self.images.device)
+        # indexing the NHWC view copies whole images and keeps the storage order
+        images = self.images.permute(0, 2, 3, 1)[index].permute(0, 3, 1, 2)
+        return ImageSet(images, self.labels[index], self.classes, self.name)
+
+    def split(self, holdout: int | float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Hold out some images of every class: ``(rest, held_out)``, together the whole set.
+
+        The choice is random within each class and every class gives its share, to within one image.
+        It is a pure function of (labels, holdout, seed). Both parts keep the order of the set.
+
+        Args:
+            holdout: an ``int`` is the number of images to hold out; a ``float``
+                between 0 and 1 is their part of the set.
+            seed: which of the many such splits.
+
+        Raises:
+            TypeError: holdout is not a number or seed not a whole one.
+            ValueError: either part would be empty.
+
+        Example:
+            >>> images = torch.zeros(10, 1, 8, 8, dtype=torch.uint8)
+            >>> labels = torch.arange(10) % 2
+            >>> numbers = ImageSet(images, labels, classes=("even", "odd"), name="numbers")
+            >>> rest, held_out = numbers.split(0.2, seed=1)
+            >>> len(rest), sorted(held_out.labels.tolist())
+            (8, [0, 1])
+        """
+        check_integer("seed", seed)
+        if isinstance(holdout, float):
+            check_fraction("holdout", holdout)
+            count = round(holdout * len(self))
+        else:
+            check_integer("holdout", holdout, minimum=1)
+            count = int(holdout)
+        if not 0 < count < len(self):
+            raise ValueError(
+                f"holdout must leave at least one image in each part, got holdout={holdout} "
+                f"({count} images) of a set of {len(self)}"
+            )
+        order = _stratified_order(self.labels.cpu(), seed)
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+
+    def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel over all pixels, in units of 0..1.
+
+        Computed from each channel's histogram in whole numbers, so neither depends on the order of
+        the images. The deviation is the population's (divided by N·H·W).
+
+        Example:
+            >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+            >>> labels = torch.tensor([0, 0])
+            >>> ImageSet(images, labels, classes=("any",), name="pixels").mean_std()
+            ((0.5,), (0.5,))
+        """
+        moments = [
+            _mean_std_of_channel(self.images[:, channel]) for channel in range(self.channels)
+        ]
+        return tuple(mean for mean, _ in moments), tuple(std for _, std in moments)
+
+
+def _mean_std_of_channel(pixels: Tensor) -> tuple[float, float]:
+    """Mean and deviation in units of 0..1, exact up to the last division and root."""
+    counts = torch.bincount(pixels.reshape(-1), minlength=256).tolist()
+    number = sum(counts)
+    total = sum(value * count for value, count in enumerate(counts))
+    squares = sum(value * value * count for value, count in enumerate(counts))
+    variance = (squares * number - total * total) / (number * number * 255 * 255)
+    return total / (number * 255), float(variance**0.5)
+
+
+def _stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """All indices, in an order whose every prefix holds each class in its share.
+
+    The image that comes r-th of its class's n takes the place (r + 1/2) / n; sorting by place
+    interleaves the classes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    sizes = torch.bincount(labels)
+    starts = sizes.cumsum(0) - sizes
+    sorted_labels = labels[by_class]
+    rank = torch.arange(len(labels), dtype=torch.float64) - starts[sorted_labels]
+    place = torch.empty(len(labels), dtype=torch.float64)
+    place[by_class] = (rank + 0.5) / sizes[sorted_labels]
+    # stable, from the shuffled order: classes of equal size do not always come lowest label first
+    return shuffled[place[shuffled].argsort(stable=True)]
+
+
+def _as_index(indices: Sequence[int] | Tensor, length: int) -> Tensor:
+    index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
+    if index.numel() == 0:
+        raise ValueError("indices must name at least one image, got none")
+    if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
+        raise TypeError(f"indices must be whole numbers, got dtype={index.dtype}")
+    if index.dim() != 1:
+        raise ValueError(f"indices must be one-dimensional, got shape={tuple(index.shape)}")
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= length:
+        wrong = low if low < 0 else high
+        raise ValueError(f"indices must be between 0 and {length - 1}, got {wrong}")
+    return index.to(torch.int64)
+
+
+def _check_images(images: object) -> None:
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"images must have dtype torch.uint8 (values 0..255), got dtype={images.dtype}"
+        )
+    if images.dim() != 4:
+        raise ValueError(
+            f"images must have the shape [N, C, H, W], got shape={tuple(images.shape)}"
+        )
+    if images.numel() == 0:
+        raise ValueError(
+            f"images must hold at least one image with pixels, got shape={tuple(images.shape)}"
+        )
+
+
+def _check_names(classes: object, name: object) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got name={name!r}")
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise TypeError(f"classes must be a tuple of names, got classes={classes!r}")
+    for entry in classes:
+        if not isinstance(entry, str):
+            raise TypeError(f"classes must hold only str, got {entry!r}")
+    if len(set(classes)) != len(classes):
+        twice = next(entry for entry in classes if classes.count(entry) > 1)
+        raise ValueError(f"classes must differ from each other, got {twice!r} more than once")
+
+
+def _check_labels(labels: object, images: Tensor, num_classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must have dtype torch.int64, got dtype={labels.dtype}")
+    if labels.dim() != 1:
+        raise ValueError(f"labels must have the shape [N], got shape={tuple(labels.shape)}")
+    if len(labels) != len(images):
+        raise ValueError(
+            "images and labels must be equally many, "
+            f"got {len(images)} images and {len(labels)} labels"
+        )
+    if labels.device != images.device:
+        raise ValueError(
+            f"images and labels must be on one device, got {images.device} and {labels.device}"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"labels must be between 0 and {num_classes - 1} (the classes), got {wrong}"
+        )

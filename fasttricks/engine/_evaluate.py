@@ -1,0 +1,121 @@
+"""Predictions and accuracy, plain or averaged over views of each image (test-time augmentation).
+
+Shapes: images [N, C, H, W], logits [N, num_classes], targets [N].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fasttricks._checks import check_choice
+from fasttricks.engine._precision import Precision
+
+TTA = ("none", "mirror", "translate", "mirror_translate")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` measured.
+
+    Attributes:
+        accuracy: Share of images whose largest logit is their class, 0 to 1.
+        loss: Mean cross-entropy, without label smoothing.
+        num_images: How many images there were.
+        seconds: Time taken.
+    """
+
+    accuracy: float
+    loss: float
+    num_images: int
+    seconds: float
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    tta: str = "none",
+    precision: Precision | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of every image and its target, with the model in evaluation mode.
+
+    Args:
+        model: Maps float images [N, C, H, W] to logits [N, num_classes]. Its training flags are
+            put back afterwards.
+        batches: Iterable of (images, targets), on the model's device.
+        tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
+            image; "translate", with two copies moved one pixel diagonally, which count half;
+            "mirror_translate", the six views of both.
+        precision: How to compute; fp32 by default.
+
+    Returns:
+        Logits [N, num_classes] in fp32 and targets [N] int64.
+
+    Raises:
+        ValueError: If ``tta`` is unknown or ``batches`` is empty.
+
+    Reference:
+        Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
+    """
+    check_choice("tta", tta, TTA)
+    precision = precision or Precision("fp32", device=_device_of(model))
+    logits, targets = [], []
+    # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
+    with _evaluation_mode(model), torch.no_grad():
+        for images, labels in batches:
+            with precision.forward_context():
+                logits.append(_averaged_logits(model, images, tta))
+            targets.append(labels)
+    if not logits:
+        raise ValueError("batches must hold at least one batch, got none")
+    return torch.cat(logits), torch.cat(targets)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    tta: str = "none",
+    precision: Precision | None = None,
+) -> Evaluation:
+    """Measure accuracy and loss over all images; the arguments are those of ``predict``."""
+    start = time.perf_counter()
+    logits, targets = predict(model, batches, tta=tta, precision=precision)
+    accuracy = (logits.argmax(1) == targets).double().mean().item()
+    loss = F.cross_entropy(logits, targets).item()
+    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start)
+
+
+def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
+    views = [(images, 0.5)]
+    if tta in ("translate", "mirror_translate"):
+        padded = F.pad(images, (1, 1, 1, 1), "reflect")
+        views += [(padded[..., :-2, :-2], 0.25), (padded[..., 2:, 2:], 0.25)]
+    if tta in ("mirror", "mirror_translate"):
+        views += [(view.flip(-1), weight) for view, weight in views]
+    total = sum(weight for _, weight in views)
+    logits = [model(view).float() * (weight / total) for view, weight in views]
+    return torch.stack(logits).sum(0)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    # Each module's own flag is kept: a frozen part may be in evaluation mode on purpose.
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training.items():
+            module.training = flag
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,80 @@
+"""What a training run recorded: one row an epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fasttricks.engine._files import replacing, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Value = int | float
+
+
+class History:
+    """The rows that ``Trainer.fit`` recorded, one an epoch, in order.
+
+    A row maps a name to a number: ``epoch`` (1 for the first), ``step`` (updates so far), ``lr``
+    (the rate that the epoch's last update used), ``loss`` and ``accuracy`` (means over the epoch's
+    training images), ``images_per_second``, ``train_seconds`` (so far, evaluation left out), and
+    with validation ``val_loss``, ``val_accuracy`` and ``eval_seconds``. Accuracies are between 0
+    and 1.
+
+    Example:
+        >>> history = History()
+        >>> history.append({"epoch": 1, "loss": 2.3})
+        >>> history["loss"]
+        [2.3]
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Value]] = []
+
+    def append(self, row: Mapping[str, Value]) -> None:
+        """Add the row of an epoch."""
+        self.rows.append(dict(row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Value]]:
+        return iter(self.rows)
+
+    def __getitem__(self, name: str) -> list[Value | None]:
+        """Return a column: one value an epoch, ``None`` where an epoch has none.
+
+        Raises:
+            KeyError: If no row has this name.
+        """
+        if name not in self.columns:
+            raise KeyError(f"history has no column {name!r}; it has {', '.join(self.columns)}")
+        return [row.get(name) for row in self.rows]
+
+    @property
+    def columns(self) -> list[str]:
+        """The names that occur, in order of first appearance."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def to_csv(self, path: Path | str) -> None:
+        """Write one line an epoch under a line of names; an empty field where there is no value."""
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def to_json(self, path: Path | str) -> None:
+        """Write the rows as a JSON list of objects."""
+        write_json(path, self.rows)
+
+    def plot(self) -> Figure:
+        """Draw loss, accuracy and learning rate against the updates; needs matplotlib."""
+        from fasttricks.plots import plot_history
+
+        return plot_history(self)

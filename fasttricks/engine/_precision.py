@@ -1,0 +1,113 @@
+"""Mixed precision as an object with four hooks, so that the training step never names a scaler."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fasttricks._checks import check_choice
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+class Precision:
+    """How a step computes: the forward pass's dtype, and the scaling of gradients that it needs.
+
+    ``bf16`` and ``fp16`` run the forward pass under autocast, weights and optimizer state stay in
+    fp32. ``fp16`` also scales the loss so that small gradients do not vanish, and skips an update
+    whose gradients overflowed. ``auto`` takes bf16 where the device computes it natively (CPUs with
+    AVX512-BF16, AMX or Arm's BF16; GPUs since Ampere), fp16 on older CUDA GPUs, and fp32 elsewhere.
+
+    Args:
+        name: "auto" (default), "fp32", "bf16" or "fp16".
+        device: The device of the model, "cpu" by default.
+
+    Raises:
+        ValueError: If ``name`` is unknown, or fp16 is asked for on a device that is not CUDA.
+
+    Example:
+        >>> Precision("bf16").name
+        'bf16'
+    """
+
+    def __init__(self, name: str = "auto", *, device: torch.device | str = "cpu") -> None:
+        check_choice("precision", name, PRECISIONS)
+        device = torch.device(device)
+        self.name = _best_precision(device) if name == "auto" else name
+        if self.name == "fp16" and device.type != "cuda":
+            raise ValueError(
+                f"precision must be 'bf16' or 'fp32' on device {device.type!r}, got "
+                "precision='fp16'; fp16 with gradient scaling needs a CUDA device"
+            )
+        self._device_type = device.type
+        self._scaler = torch.amp.GradScaler(device.type) if self.name == "fp16" else None
+        self.skipped_steps = 0
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Return the context in which the forward pass runs."""
+        if self.name == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self._device_type, dtype=dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of ``loss`` (scaled, for fp16)."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
+
+    def step(self, optimizers: Sequence[Optimizer]) -> bool:
+        """Make one update of every optimizer; return whether it happened (fp16 skips overflows)."""
+        if self._scaler is None:
+            for optimizer in optimizers:
+                optimizer.step()
+            return True
+        # The scaler skips only the optimizer whose own gradients overflowed. Half an update is no
+        # update, so all are unscaled first, and all step or none does.
+        for optimizer in optimizers:
+            self._scaler.unscale_(optimizer)
+        stepped = _gradients_are_finite(optimizers)
+        if stepped:
+            for optimizer in optimizers:
+                self._scaler.step(optimizer)
+        self._scaler.update()
+        self.skipped_steps += not stepped
+        return stepped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep: the scale, and how many updates were skipped."""
+        scaler = {} if self._scaler is None else self._scaler.state_dict()
+        return {"scaler": scaler, "skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        if self._scaler is not None and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self.skipped_steps = state["skipped_steps"]
+
+
+def _gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+
+
+def _best_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bf16" if native else "fp16"
+    if device.type == "cpu":
+        return "bf16" if _cpu_has_bf16() else "fp32"
+    return "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; emulated, autocast is slower than fp32."""
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)

@@ -1,0 +1,295 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence, Sized
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fasttricks._checks import check_choice, check_integer, check_positive
+from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
+from fasttricks.engine._history import History, Value
+from fasttricks.engine._precision import Precision
+from fasttricks.engine._progress import Progress
+from fasttricks.lr_scheduler import ScheduledGroups
+from fasttricks.schedules import Schedule
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Scheduler(Protocol):
+    """Anything that moves on by one update, such as torch's learning-rate schedulers."""
+
+    def step(self) -> Any:
+        """Set the values of the next update."""
+
+
+class Trainer:
+    """Trains a module on batches of images and targets: mixed precision, schedules, a record.
+
+    The step is the one that you would write: forward under autocast, loss in fp32, backward,
+    optimizer, schedule. A batch larger than ``micro_batch_size`` is computed in parts whose
+    gradients add up to those of the whole batch (batch norm sees the parts).
+
+    Args:
+        model: Maps images [N, C, H, W] to logits, already on its device; convolution weights are
+            put into channels_last memory format unless ``channels_last`` is off.
+        optimizer: One optimizer or several that step together.
+        lr: A schedule for the learning rate of every group of every optimizer. For other entries,
+            or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
+        schedulers: Objects whose ``step()`` is called after each update.
+        loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
+        precision: "auto" (default), "fp32", "bf16" or "fp16"; see ``Precision``.
+        channels_last: Compute in channels_last memory format; on by default.
+        micro_batch_size: Largest number of images computed at once; the whole batch by default.
+        callbacks: ``Callback`` objects, called in order.
+        progress: Show a live display on a terminal, else a line an epoch; on by default.
+
+    Attributes:
+        history: Rows of all epochs so far.
+        step_count: Updates so far, over all calls of ``fit``.
+
+    Raises:
+        ValueError: If an argument is out of its range or the model's precision is not available.
+        TypeError: If an optimizer or callback is none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = Trainer(model, optimizer, precision="fp32", progress=False)
+        >>> batches = [(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))]
+        >>> len(trainer.fit(batches, epochs=3))
+        3
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        lr: Schedule | None = None,
+        schedulers: Sequence[Scheduler] = (),
+        loss: Loss | None = None,
+        precision: str = "auto",
+        channels_last: bool = True,
+        micro_batch_size: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        _check_types("optimizer", self.optimizers, Optimizer)
+        _check_types("callbacks", callbacks, Callback)
+        if micro_batch_size is not None:
+            check_integer("micro_batch_size", micro_batch_size, minimum=1)
+        self.model = model
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.loss = loss or nn.CrossEntropyLoss()
+        self.precision = Precision(precision, device=self.device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.schedulers: list[Scheduler] = list(schedulers)
+        if lr is not None:
+            self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
+        self.micro_batch_size = micro_batch_size
+        self.callbacks = [*callbacks, *([Progress()] if progress else [])]
+        self.history = History()
+        self.step_count = 0
+        self.train_seconds = 0.0
+        self.epochs: float = 0
+        self.total_steps = 0
+        self.steps_per_epoch = 0
+        self.batches_done = 0
+        self.totals = _Totals(self.device)
+
+    @property
+    def lr(self) -> float:
+        """The next update's learning rate, of the first group of the first optimizer."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    def step(self, batch: Batch) -> None:
+        """Make one update from a batch: images [N, C, H, W], targets [N].
+
+        In fp16 an update whose gradients overflow is skipped, and the schedules stay in place.
+
+        Raises:
+            ValueError: If the batch holds no image.
+        """
+        images, targets = self._to_device(batch)
+        if not len(images):
+            raise ValueError("batch must hold at least one image, got an empty one")
+        part_size = self.micro_batch_size or len(images)
+        for part, part_targets in zip(
+            images.split(part_size), targets.split(part_size), strict=True
+        ):
+            with self.precision.forward_context():
+                outputs = self.model(part)
+            loss = self.loss(outputs.float(), part_targets)
+            self.precision.backward(loss * (len(part) / len(images)))
+            self.totals.add(loss.detach(), outputs.detach(), part_targets)
+        if self.precision.step(self.optimizers):
+            self.step_count += 1
+            for scheduler in self.schedulers:
+                scheduler.step()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    def fit(
+        self, train: Iterable[Batch], epochs: float, *, val: Iterable[Batch] | None = None
+    ) -> History:
+        """Train for a number of epochs and return the history.
+
+        Args:
+            train: Iterable with a length that yields (images, targets), anew for each epoch: a
+                ``DeviceLoader``, a ``DataLoader``, a list.
+            epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
+            val: Batches to evaluate on after each epoch; that time is not counted as training.
+
+        Raises:
+            ValueError: If ``epochs`` is not positive or ``train`` is empty.
+            TypeError: If ``train`` has no length.
+            FloatingPointError: If the loss is NaN or infinite.
+        """
+        check_positive("epochs", epochs)
+        if not isinstance(train, Sized):
+            raise TypeError(
+                f"train must have a length, got {type(train).__name__}; pass a list or loader"
+            )
+        if not len(train):
+            raise ValueError("train must hold at least one batch, got an empty loader")
+        self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
+        self.total_steps = max(1, round(epochs * len(train)))
+        self._call("on_fit_start")
+        try:
+            for epoch in range(math.ceil(self.total_steps / len(train))):
+                self._train_epoch(train)
+                self._end_epoch(epoch + 1, val)
+        finally:
+            self._call("on_fit_end")
+        return self.history
+
+    def evaluate(self, batches: Iterable[Batch], *, tta: str = "none") -> Evaluation:
+        """Measure accuracy and loss; see ``fasttricks.engine.evaluate``."""
+        check_choice("tta", tta, TTA)
+        batches = map(self._to_device, batches)
+        return evaluate(self.model, batches, tta=tta, precision=self.precision)
+
+    def predict(self, batches: Iterable[Batch], *, tta: str = "none") -> Tensor:
+        """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
+        check_choice("tta", tta, TTA)
+        batches = map(self._to_device, batches)
+        return predict(self.model, batches, tta=tta, precision=self.precision)[0]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the settings of this trainer in words, for a run's record."""
+        return {
+            "model": type(self.model).__name__,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "loss": repr(self.loss),
+            "precision": self.precision.name,
+            "micro_batch_size": self.micro_batch_size,
+            "channels_last": self.memory_format is torch.channels_last,
+            "optimizers": [repr(optimizer) for optimizer in self.optimizers],
+            "schedules": [repr(scheduler) for scheduler in self.schedulers],
+        }
+
+    def _train_epoch(self, train: Iterable[Batch]) -> None:
+        self._call("on_epoch_start")
+        self.totals = _Totals(self.device)
+        self.model.train()
+        start = time.perf_counter()
+        left = self.total_steps - self.batches_done
+        # A whole epoch is iterated to its end, where loaders move on to the next one.
+        for batch in train if left >= self.steps_per_epoch else islice(train, left):
+            self._call("on_step_start")
+            self.epoch_lr = self.lr
+            self.step(batch)
+            self.batches_done += 1
+            # On a CPU the loss is there to look at; elsewhere looking at it would stall the device.
+            if self.device.type == "cpu":
+                self._check_loss()
+            self._call("on_step_end")
+        self._check_loss()  # waits for the device, so that the time below is that of finished work
+        self.totals.seconds = time.perf_counter() - start
+        self.train_seconds += self.totals.seconds
+
+    def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
+        totals = self.totals
+        row: dict[str, Value] = {
+            "epoch": epoch,
+            "step": self.step_count,
+            "lr": self.epoch_lr,
+            "loss": totals.loss,
+            "accuracy": totals.accuracy,
+            "images_per_second": totals.images / totals.seconds,
+            "train_seconds": self.train_seconds,
+        }
+        if val is not None:
+            result = self.evaluate(val)
+            row |= {
+                "val_loss": result.loss,
+                "val_accuracy": result.accuracy,
+                "eval_seconds": result.seconds,
+            }
+        self.history.append(row)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
+
+    def _check_loss(self) -> None:
+        if not math.isfinite(self.totals.loss):
+            raise FloatingPointError(
+                f"the loss became {self.totals.loss} at update {self.step_count} with "
+                f"lr={self.epoch_lr:g}; lower the learning rate, or use precision='fp32'"
+            )
+
+    def _to_device(self, batch: Batch) -> Batch:
+        images, targets = batch
+        if images.ndim == 4:
+            images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
+        return images.to(self.device), targets.to(self.device, non_blocking=True)
+
+    def _call(self, event: str) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self)
+
+
+class _Totals:
+    """Sums over an epoch, kept on the device until they are asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.images = 0
+        self.seconds = 0.0
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), device=device, dtype=torch.int64)
+
+    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch: its mean loss, and how many outputs have their maximum at the target."""
+        self.images += len(targets)
+        self._loss += loss * len(targets)
+        self._correct += (outputs.argmax(1) == targets).sum()
+
+    @property
+    def loss(self) -> float:
+        """Mean loss over the images so far."""
+        return self._loss.item() / max(self.images, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images so far whose largest output was their class."""
+        return self._correct.item() / max(self.images, 1)
+
+
+def _check_types(name: str, values: Sequence[object], expected: type) -> None:
+    for value in values:
+        if not isinstance(value, expected):
+            raise TypeError(
+                f"{name} must be {expected.__name__} objects, got {type(value).__name__}"
+            )

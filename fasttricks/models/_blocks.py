@@ -1,0 +1,214 @@
+"""The pieces that the networks share.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
+from fasttricks.models._activation import Activation, make_activation
+
+PoolPlace = Literal["none", "first", "last"]
+
+
+def batch_norm(
+    num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, frozen_scale: bool = False
+) -> nn.BatchNorm2d:
+    """Make a batch norm, with its scale held at 1 if asked.
+
+    A frozen scale stays in the ``state_dict`` but isn't trained; the bias is. Momentum is torch's:
+    ``running = (1 - momentum) * running + momentum * batch``.
+
+    Args:
+        num_features: Channels, at least 1.
+        eps: Added to the variance, above 0.
+        momentum: Weight of the newest batch in the running statistics, 0 to 1.
+        frozen_scale: Whether the scale stays 1.
+
+    Returns:
+        A new ``nn.BatchNorm2d``.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        TypeError: If an argument isn't a number.
+
+    Example:
+        >>> batch_norm(8, frozen_scale=True).weight.requires_grad
+        False
+
+    Reference:
+        Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167.
+    """
+    check_integer("num_features", num_features, minimum=1)
+    check_positive("eps", eps)
+    check_fraction("momentum", momentum)
+    norm = nn.BatchNorm2d(num_features, eps=eps, momentum=momentum)
+    norm.weight.requires_grad_(not frozen_scale)
+    return norm
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, norm, activation, and a 2 x 2 max-pool where asked.
+
+    ``pool="last"`` pools the output, as drawn in papers; ``"first"`` pools right after the
+    convolution, so that norm and activation run on a quarter of the pixels. The two differ: with
+    ``"first"`` the norm's statistics are those of the maxima.
+
+    Args:
+        in_channels: Channels that come in, at least 1.
+        out_channels: Channels that go out, at least 1.
+        norm: Makes the norm from the number of channels.
+        act: Makes the activation.
+        pool: "none", "first" or "last".
+        kernel_size: Odd side of the convolution; it is padded to keep the size at stride 1.
+        stride: Of the convolution.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        TypeError: If a size isn't a whole number.
+
+    Example:
+        >>> import torch
+        >>> block = ConvNormAct(3, 8, norm=batch_norm, act=nn.ReLU, pool="first")
+        >>> block(torch.zeros(2, 3, 10, 10)).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        norm: Callable[[int], nn.Module],
+        act: Callable[[], nn.Module],
+        pool: PoolPlace = "none",
+        kernel_size: int = 3,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        check_integer("in_channels", in_channels, minimum=1)
+        check_integer("out_channels", out_channels, minimum=1)
+        check_choice("pool", pool, ("none", "first", "last"))
+        check_integer("kernel_size", kernel_size, minimum=1)
+        check_integer("stride", stride, minimum=1)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got kernel_size={kernel_size}")
+        self.pool = pool
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            bias=False,
+        )
+        self.norm = norm(out_channels)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.pool == "first":
+            x = halve(x)
+        x = self.act(self.norm(x))
+        return halve(x) if self.pool == "last" else x
+
+    def extra_repr(self) -> str:
+        return f"pool={self.pool!r}"
+
+
+class Residual(nn.Module):
+    """Add what a body computes to what came in: ``x + body(x)``.
+
+    Args:
+        body: Any module that keeps the shape.
+
+    Example:
+        >>> import torch
+        >>> Residual(nn.Identity())(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        change: Tensor = self.body(x)
+        return x + change
+
+
+def halve(x: Tensor) -> Tensor:
+    """Max-pool 2 x 2 with stride 2; a side of one pixel stays.
+
+    An odd last row or column is dropped, as ``nn.MaxPool2d(2)`` does.
+
+    Args:
+        x: Float tensor [N, C, H, W].
+
+    Returns:
+        [N, C, max(1, H // 2), max(1, W // 2)].
+
+    Example:
+        >>> import torch
+        >>> halve(torch.zeros(2, 3, 7, 1)).shape
+        torch.Size([2, 3, 3, 1])
+    """
+    rows, columns = x.shape[-2:]
+    return F.max_pool2d(x, (min(2, rows), min(2, columns)))
+
+
+def global_max_pool(x: Tensor) -> Tensor:
+    """Take the maximum of each channel over the whole map.
+
+    Written as one pooling window as large as the map: an adaptive pool has no deterministic
+    backward pass on CUDA, and ``amax`` is slower and shares the gradient among equal maxima.
+
+    Args:
+        x: Float tensor [N, C, H, W].
+
+    Returns:
+        [N, C].
+
+    Example:
+        >>> import torch
+        >>> global_max_pool(torch.arange(8.0).view(1, 2, 2, 2))
+        tensor([[3., 7.]])
+    """
+    return F.max_pool2d(x, x.shape[-2:]).flatten(1)
+
+
+def check_image_size(images: Tensor, *, min_size: int) -> None:
+    """Raise if a side of the images is under ``min_size`` (shapes only: no value is read)."""
+    if images.shape[-2] < min_size or images.shape[-1] < min_size:
+        raise ValueError(
+            f"images must be at least {min_size} x {min_size} pixels, "
+            f"got {images.shape[-2]} x {images.shape[-1]}: resize or pad them first"
+        )
+
+
+def norm_and_act(
+    *,
+    act: Activation,
+    celu_alpha: float | None,
+    frozen_scale: bool,
+    batch_norm_eps: float,
+    batch_norm_momentum: float,
+) -> tuple[Callable[[int], nn.Module], Callable[[], nn.Module]]:
+    """Check the options that every builder has; give the makers of its norms and activations."""
+    check_positive("batch_norm_eps", batch_norm_eps)
+    check_fraction("batch_norm_momentum", batch_norm_momentum)
+    if celu_alpha is None and act == "celu":
+        # Tuned by Page: 0.075 beside trained scales; these drift to about 1/4 during a run, so
+        # scales frozen at 1 want 4 times as much ("Bag of Tricks", frozen batch norm scales).
+        celu_alpha = 0.3 if frozen_scale else 0.075
+    make_norm = partial(
+        batch_norm, eps=batch_norm_eps, momentum=batch_norm_momentum, frozen_scale=frozen_scale
+    )
+    return make_norm, partial(make_activation, act, celu_alpha=celu_alpha)

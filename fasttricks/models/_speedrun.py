@@ -1,0 +1,180 @@
+"""The network of the CIFAR-10 speed runs: whitening, three wide groups, one linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from fasttricks._checks import check_integer, check_positive
+from fasttricks.models._activation import Activation
+from fasttricks.models._blocks import ConvNormAct, check_image_size, global_max_pool, norm_and_act
+from fasttricks.models._initialisation import dirac_, scale_head_
+
+
+class SpeedrunNet(nn.Module):
+    """A frozen 2 x 2 whitening convolution, groups of two convolutions, and a linear head.
+
+    Each group is ``conv -> 2 x 2 max-pool -> norm -> act -> conv -> norm -> act``. Made by
+    ``speedrun_net``, which chooses the pieces.
+
+    Args:
+        num_classes: Outputs.
+        in_channels: Channels of the images.
+        widths: Channels of each group.
+        block: Makes a ``ConvNormAct`` from (in_channels, out_channels, pool=...).
+        act: Makes the activation after the whitening.
+        logit_scale: Factor on the logits.
+
+    Attributes:
+        whiten: The 2 x 2 ``nn.Conv2d``: weight frozen, bias trainable.
+        groups: ``nn.Sequential`` of groups; a group is an ``nn.Sequential`` of two ``ConvNormAct``.
+        head: The ``nn.Linear`` without bias.
+        logit_scale: Factor on the logits.
+        min_size: Smallest side of an image, 2 to the number of groups: 8 pixels for three.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        *,
+        widths: Sequence[int],
+        block: Callable[..., ConvNormAct],
+        act: Callable[[], nn.Module],
+        logit_scale: float,
+    ) -> None:
+        super().__init__()
+        whitened = 2 * in_channels * 2 * 2
+        self.whiten = nn.Conv2d(in_channels, whitened, 2)
+        # Frozen, so that with a frozen bias as well autograd stops at the first group.
+        self.whiten.weight.requires_grad_(False)
+        self.act = act()
+        self.groups = nn.Sequential(
+            *(
+                nn.Sequential(block(before, after, pool="first"), block(after, after))
+                for before, after in zip((whitened, *widths), widths, strict=False)
+            )
+        )
+        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.logit_scale = logit_scale
+        self.min_size = 2 ** len(widths)
+        self._start_from_identity()
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Map images [N, C, H, W] to features [N, widths[-1], h, w]."""
+        check_image_size(images, min_size=self.min_size)
+        x: Tensor = self.groups(self.act(self.whiten(images)))
+        return x
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, C, H, W] to logits [N, num_classes]."""
+        logits: Tensor = self.head(global_max_pool(self.forward_features(images)))
+        return logits * self.logit_scale
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, in place, and forget the running statistics.
+
+        For many runs of one compiled model. What is trainable stays as it is, and the whitening
+        weight is random again: call ``whiten_`` afterwards.
+        """
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and reset is not None:
+                reset()
+        self._start_from_identity()
+
+    def _start_from_identity(self) -> None:
+        for module in self.groups.modules():
+            if isinstance(module, nn.Conv2d):
+                dirac_(module)
+        scale_head_(self.head)
+
+
+def speedrun_net(
+    num_classes: int = 10,
+    *,
+    in_channels: int = 3,
+    widths: Sequence[int] = (64, 256, 256),
+    act: Activation = "gelu",
+    celu_alpha: float | None = None,
+    logit_scale: float | None = None,
+    frozen_scale: bool = True,
+    batch_norm_eps: float = 1e-3,
+    batch_norm_momentum: float = 0.4,
+) -> SpeedrunNet:
+    """Build the network of Keller Jordan's airbench94_muon, the CIFAR-10 speed run.
+
+    A 2 x 2 convolution of ``8 * in_channels`` filters, to be set by ``whiten_`` and never trained
+    but for its bias; groups of two 3 x 3 convolutions whose first filters start as the identity (a
+    square one wholly); a global max-pool; a head without bias, of unit standard deviation, whose
+    logits are divided by the last width. 1,972,792 parameters for ten classes. The other weights
+    are torch's default initialisation, drawn from the global generator: call
+    ``torch.manual_seed`` before.
+
+    Args:
+        num_classes: Outputs, at least 1. Default 10.
+        in_channels: Channels of the images, at least 1. Default 3.
+        widths: Channels of each group, at least one group. Default (64, 256, 256).
+        act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "gelu".
+        celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.3, tuned by Page for
+            frozen scales, or 0.075 if they are trained.
+        logit_scale: Factor on the logits, above 0. None is ``1 / widths[-1]``.
+        frozen_scale: Whether the norms' scales stay 1. Default True.
+        batch_norm_eps: Added to the variance. Default 1e-3; the original's 1e-12 fails on images
+            with constant channels (grey ones stored as RGB), whose rounding errors it blows up.
+        batch_norm_momentum: Weight of the newest batch in the running statistics: 0.4, high
+            because a run has a few hundred steps.
+
+    Returns:
+        A ``SpeedrunNet``: float [N, in_channels, H, W] of at least 8 x 8 pixels (three groups) to
+        logits [N, num_classes].
+
+    Raises:
+        ValueError: If a number is out of its range or ``act`` isn't known.
+        TypeError: If an argument has the wrong type.
+
+    Example:
+        >>> import torch
+        >>> from fasttricks.models import whiten_
+        >>> model = speedrun_net(num_classes=5, widths=(8, 16, 16))
+        >>> images = torch.randn(4, 3, 32, 32)
+        >>> _ = whiten_(model.whiten, images)
+        >>> model(images).shape
+        torch.Size([4, 5])
+
+    Reference:
+        Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, section 3, and
+        airbench94_muon.py of github.com/KellerJordan/cifar10-airbench.
+    """
+    check_integer("num_classes", num_classes, minimum=1)
+    check_integer("in_channels", in_channels, minimum=1)
+    _check_widths(widths)
+    if logit_scale is None:
+        logit_scale = 1 / widths[-1]
+    check_positive("logit_scale", logit_scale)
+    norm, activation = norm_and_act(
+        act=act,
+        celu_alpha=celu_alpha,
+        frozen_scale=frozen_scale,
+        batch_norm_eps=batch_norm_eps,
+        batch_norm_momentum=batch_norm_momentum,
+    )
+    return SpeedrunNet(
+        num_classes,
+        in_channels,
+        widths=widths,
+        block=partial(ConvNormAct, norm=norm, act=activation),
+        act=activation,
+        logit_scale=logit_scale,
+    )
+
+
+def _check_widths(widths: object) -> None:
+    if not isinstance(widths, Sequence) or isinstance(widths, str):
+        raise TypeError(f"widths must be a sequence, one number per group, got widths={widths!r}")
+    if len(widths) == 0:
+        raise ValueError("widths must hold at least 1 group, got widths=()")
+    for place, width in enumerate(widths):
+        check_integer(f"widths[{place}]", width, minimum=1)

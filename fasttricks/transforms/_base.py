@@ -1,0 +1,165 @@
+"""Transform: sample, then apply; and Pipeline, several in a row.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from ._draws import Draws
+
+Params = TypeVar("Params")
+Shape = tuple[int, ...]
+
+
+class Transform(ABC, Generic[Params]):
+    """A change of a batch of images, in two steps: ``sample`` its numbers, then ``apply`` them.
+
+    ``sample`` alone is random, and only through its ``draws``; ``apply`` is a pure function of the
+    images and the numbers. ``Params``, what passes between them, is a tensor with leading dimension
+    N (one entry an image), one whole number for the whole batch, None, or a tuple of these.
+
+    A subclass keeps dtype, device, memory format and size of the images unless that is its purpose,
+    never changes its input, and works on an empty batch. It may return its input itself where there
+    is nothing to do.
+
+    Example:
+        >>> class Brighten(Transform[torch.Tensor]):
+        ...     def sample(self, draws, shape):
+        ...         return draws.uniform(1)
+        ...     def apply(self, images, params):
+        ...         return images + params[:, :, None, None]
+        >>> Brighten()(torch.zeros(8, 3, 32, 32)).shape
+        torch.Size([8, 3, 32, 32])
+    """
+
+    @abstractmethod
+    def sample(self, draws: Draws, shape: Shape) -> Params:
+        """The numbers for the images of ``draws``.
+
+        Args:
+            draws: the random numbers, for N images.
+            shape: the images' shape, (N, C, H, W).
+        """
+
+    @abstractmethod
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """The changed images; ``images`` [N, C, H, W] stay as they are.
+
+        Args:
+            images: shape [N, C, H, W], any layout in memory.
+            params: what ``sample`` returned for them.
+        """
+
+    def output_shape(self, shape: Shape, params: Params) -> Shape:
+        """The shape of what ``apply`` returns for images of ``shape``: the same by default."""
+        return shape
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Sample and apply; epoch 0 where the epoch matters.
+
+        Args:
+            images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype.
+            generator: gives one number, from which each image's own follow; None takes torch's
+                default generator.
+
+        Returns:
+            Images with as many dimensions as came.
+
+        Raises:
+            TypeError: images are not a tensor or their dtype is bool, complex or quantized.
+            ValueError: images have the wrong rank or no pixels.
+        """
+        check_images(images)
+        batch = images if images.dim() == 4 else images[None]
+        draws = Draws.from_generator(len(batch), generator=generator, device=batch.device)
+        result = self.apply(batch, self.sample(draws, tuple(batch.shape)))
+        return result if images.dim() == 4 else result[0]
+
+
+@dataclass(frozen=True)
+class Pipeline(Transform[tuple[Any, ...]]):
+    """Transforms one after the other, each with its own stream of draws.
+
+    Piece i samples from ``draws.with_stream(i)``. A pipeline inside a pipeline is the same as its
+    pieces written out, so no two pieces share a stream.
+
+    Args:
+        transforms: the pieces, first to last; none gives the identity.
+
+    Raises:
+        TypeError: a piece is not a Transform.
+
+    Example:
+        >>> from fasttricks.transforms import Cutout, Pipeline, RandomTranslate
+        >>> Pipeline([RandomTranslate(2), Cutout(8)])(torch.zeros(4, 3, 32, 32)).shape
+        torch.Size([4, 3, 32, 32])
+    """
+
+    transforms: Sequence[Transform[Any]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transforms", _flat(self.transforms))
+
+    def sample(self, draws: Draws, shape: Shape) -> tuple[Any, ...]:
+        """The numbers of each piece, in order."""
+        params = []
+        for stream, transform in enumerate(self.transforms):
+            params.append(transform.sample(draws.with_stream(stream), shape))
+            shape = transform.output_shape(shape, params[-1])
+        return tuple(params)
+
+    def apply(self, images: Tensor, params: tuple[Any, ...]) -> Tensor:
+        """The images after the last piece."""
+        for transform, own in zip(self.transforms, params, strict=True):
+            images = transform.apply(images, own)
+        return images
+
+    def output_shape(self, shape: Shape, params: tuple[Any, ...]) -> Shape:
+        """The shape after the last piece."""
+        for transform, own in zip(self.transforms, params, strict=True):
+            shape = transform.output_shape(shape, own)
+        return shape
+
+
+def check_images(images: object) -> None:
+    """Raise unless ``images`` is a CHW or NCHW tensor with pixels and a fit dtype."""
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
+    if images.dtype == torch.bool or images.is_complex() or images.is_quantized:
+        raise TypeError(
+            f"images must have an integer or floating dtype such as torch.uint8, "
+            f"got dtype={images.dtype}"
+        )
+    if images.dim() not in (3, 4):
+        raise ValueError(
+            f"images must have the shape [C, H, W] or [N, C, H, W], got shape={tuple(images.shape)}"
+        )
+    if 0 in images.shape[-3:]:
+        raise ValueError(
+            f"images must have at least one channel, row and column, "
+            f"got shape={tuple(images.shape)}"
+        )
+
+
+def _flat(transforms: object) -> tuple[Transform[Any], ...]:
+    if isinstance(transforms, Transform) or not isinstance(transforms, Sequence):
+        raise TypeError(
+            f"transforms must be a list of Transform objects, got transforms={transforms!r}"
+        )
+    pieces: list[Transform[Any]] = []
+    for position, transform in enumerate(transforms):
+        if not isinstance(transform, Transform):
+            raise TypeError(
+                f"transforms must hold only Transform objects, "
+                f"got transforms[{position}]={transform!r}"
+            )
+        pieces.extend(transform.transforms if isinstance(transform, Pipeline) else [transform])
+    return tuple(pieces)

@@ -1,0 +1,26 @@
+"""Arguments that are one number for each channel, or one for all: a mean, a fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .._checks import check_number
+
+
+def channel_numbers(name: str, values: object) -> tuple[float, ...]:
+    """The numbers of an argument that is a number or a sequence of numbers."""
+    numbers = tuple(values) if isinstance(values, Sequence) else (values,)
+    if not numbers:
+        raise ValueError(f"{name} must have at least one number, got {name}={values!r}")
+    for number in numbers:
+        check_number(name, number)
+    return numbers
+
+
+def check_fits_channels(name: str, numbers: Sequence[float], channels: int) -> None:
+    """Raise unless there is one number for each channel, or one for all."""
+    if len(numbers) not in (1, channels):
+        raise ValueError(
+            f"{name} must have one number for each channel or one for all, "
+            f"got {len(numbers)} numbers and images of {channels} channels"
+        )

@@ -1,0 +1,227 @@
+"""Cutout: squares of an image erased. Shapes: N images, C channels, H rows, W columns, K holes.
+
+``sample`` gives boxes, ``erase`` fills them; a box is (top, bottom, left, right), half open and
+within the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._checks import check_fraction, check_integer
+from ._base import Shape, Transform
+from ._channels import channel_numbers, check_fits_channels
+from ._draws import Draws
+from ._layout import memory_format_of
+
+Fill = float | Sequence[float] | str
+
+
+@dataclass(frozen=True)
+class Cutout(Transform[Tensor]):
+    """Erase one or more squares of each image, every image at its own place.
+
+    The centre c is uniform over the pixels of the image and the square takes rows c - size//2 to c
+    - size//2 + size, end excluded, columns likewise, so it is exactly ``size`` pixels wide, odd or
+    even; what lies beyond the border is clipped, so on average less than size² pixels are erased,
+    as in the paper. ``inside=True`` instead takes the place uniform over those where the square
+    lies wholly within the image.
+
+    Args:
+        size: side in pixels, or (height, width); at least 1. It may exceed the image: clipped at
+            the border like any other, and with ``inside=True`` the whole side of the image is
+            erased.
+        holes: how many squares each image gets; they may overlap.
+        fill: what the squares hold: a number, one number for each channel, or "mean" for each
+            image's own mean of each channel. Numbers are in the images' own units, whole and in
+            range for an integer dtype: 0 is black before ``Normalize``, and the mean colour after
+            it.
+        p: the probability that an image is changed, 0 to 1.
+        inside: keep the squares wholly inside of the image.
+
+    Raises:
+        TypeError: an argument has the wrong type.
+        ValueError: size or holes is less than 1, p not between 0 and 1, or fill unknown or not fit
+            for the images.
+
+    Example:
+        >>> images = torch.ones(4, 3, 32, 32)
+        >>> erased = Cutout(8, inside=True)(images) == 0
+        >>> erased.sum((1, 2, 3)).tolist()
+        [192, 192, 192, 192]
+
+    Reference:
+        DeVries and Taylor, Improved Regularization of Convolutional Neural Networks with Cutout
+        (arXiv 1708.04552), section 3.
+    """
+
+    size: int | tuple[int, int]
+    holes: int = field(default=1, kw_only=True)
+    fill: Fill = field(default=0.0, kw_only=True)
+    p: float = field(default=1.0, kw_only=True)
+    inside: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        check_integer("holes", self.holes, minimum=1)
+        object.__setattr__(self, "fill", _checked_fill(self.fill))
+        check_fraction("p", self.p)
+        if not isinstance(self.inside, bool):
+            raise TypeError(f"inside must be True or False, got inside={self.inside!r}")
+
+    def sample(self, draws: Draws, shape: Shape) -> Tensor:
+        """Each image's boxes: int64, shape [N, K, 4]; all 0 for an image left alone."""
+        k = self.holes
+        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        # column 0 decides, the next K place the rows and the last K the columns
+        top, bottom = self._interval(draws, height, shape[2], start=1)
+        left, right = self._interval(draws, width, shape[3], start=1 + k)
+        boxes = torch.stack([top, bottom, left, right], dim=2)
+        return boxes * (draws.uniform(1) < self.p)[:, :, None]
+
+    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+        """The images, their boxes filled."""
+        return erase(images, params, fill=self.fill)
+
+    def _interval(
+        self, draws: Draws, size: int, length: int, *, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Each hole's first pixel and the one after its last on one axis: shape [N, K] each."""
+        if self.inside:
+            size = min(size, length)
+            first = draws.integers(0, length - size + 1, self.holes, start=start)
+        else:
+            first = draws.integers(0, length, self.holes, start=start) - size // 2
+        return first.clamp(min=0), (first + size).clamp(max=length)
+
+
+def cutout(
+    images: Tensor,
+    size: int | tuple[int, int],
+    *,
+    generator: torch.Generator | None = None,
+    holes: int = 1,
+    fill: Fill = 0.0,
+    p: float = 1.0,
+    inside: bool = False,
+) -> Tensor:
+    """Erase squares of each image, every image at its own place: ``Cutout(size, ...)(images)``.
+
+    Args:
+        images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype.
+        size: side in pixels, or (height, width).
+        generator: where the places come from; None takes torch's default generator.
+        holes: how many squares each image gets.
+        fill: a number, one for each channel, or "mean".
+        p: the probability that an image is changed.
+        inside: keep the squares wholly inside of the image.
+
+    Returns:
+        New images; shape, dtype and memory format as they came.
+
+    Raises:
+        TypeError: as for ``Cutout``, or images are not a tensor of a fit dtype.
+        ValueError: as for ``Cutout``, or images have the wrong rank.
+
+    Example:
+        >>> cutout(torch.ones(3, 32, 32), 8, inside=True).sum()
+        tensor(2880.)
+    """
+    transform = Cutout(size, holes=holes, fill=fill, p=p, inside=inside)
+    return transform(images, generator=generator)
+
+
+def erase(images: Tensor, boxes: Tensor, *, fill: Fill = 0.0) -> Tensor:
+    """Fill boxes of each image.
+
+    Args:
+        images: shape [N, C, H, W], an integer or floating dtype.
+        boxes: int64, shape [N, K, 4]: (top, bottom, left, right), half open; an empty box erases
+            nothing.
+        fill: a number, one for each channel, or "mean".
+
+    Returns:
+        New images; shape, dtype and memory format as they came.
+
+    Raises:
+        ValueError: fill does not fit the images' channels or dtype.
+
+    Example:
+        >>> erase(torch.ones(1, 1, 2, 4), torch.tensor([[[0, 1, 1, 3]]]))
+        tensor([[[[1., 0., 0., 1.],
+                  [1., 1., 1., 1.]]]])
+    """
+    n, c, h, w = images.shape
+    mask = _mask(boxes, h, w)
+    values = _fill_values(images, fill)
+    if memory_format_of(images) != torch.channels_last:
+        erased = torch.where(mask[:, None], values[:, :, None, None], images)
+        return erased.contiguous()
+    storage = images.permute(0, 2, 3, 1).reshape(n, h * w * c)
+    mask = mask.reshape(n, h * w).repeat_interleave(c, dim=1)
+    if values.shape[1] > 1:
+        values = values.repeat(1, h * w)
+    return torch.where(mask, values, storage).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _mask(boxes: Tensor, height: int, width: int) -> Tensor:
+    """The pixels in any of an image's boxes: bool, shape [N, H, W]."""
+    top, bottom, left, right = boxes[..., None].unbind(2)
+    row = torch.arange(height, device=boxes.device)
+    column = torch.arange(width, device=boxes.device)
+    rows = (top <= row) & (row < bottom)
+    columns = (left <= column) & (column < right)
+    return (rows[:, :, :, None] & columns[:, :, None, :]).any(1)
+
+
+def _fill_values(images: Tensor, fill: Fill) -> Tensor:
+    """What the boxes hold, in the images' dtype: shape [1, 1], [1, C] or [N, C]."""
+    if isinstance(fill, str):
+        return _channel_means(images)
+    numbers = channel_numbers("fill", fill)
+    check_fits_channels("fill", numbers, images.shape[1])
+    if not images.is_floating_point():
+        _check_representable(numbers, images.dtype)
+    if len(numbers) == 1:
+        # made on the device: a copy of one number to it would wait for the queue to drain
+        return torch.full((1, 1), numbers[0], dtype=images.dtype, device=images.device)
+    return torch.tensor([numbers], dtype=images.dtype, device=images.device)
+
+
+def _channel_means(images: Tensor) -> Tensor:
+    working = torch.float64 if images.dtype == torch.float64 else torch.float32
+    means = images.to(working).mean((2, 3))
+    return (means if images.is_floating_point() else means.round()).to(images.dtype)
+
+
+def _check_size(size: object) -> None:
+    if not isinstance(size, tuple):
+        check_integer("size", size, minimum=1)
+        return
+    if len(size) != 2:
+        raise ValueError(f"size must be a number or (height, width), got size={size}")
+    check_integer("height of size", size[0], minimum=1)
+    check_integer("width of size", size[1], minimum=1)
+
+
+def _checked_fill(fill: Fill) -> Fill:
+    if not isinstance(fill, str):
+        numbers = channel_numbers("fill", fill)
+        return numbers if isinstance(fill, Sequence) else fill
+    if fill != "mean":
+        raise ValueError(f"fill must be a number, numbers or 'mean', got fill={fill!r}")
+    return fill
+
+
+def _check_representable(numbers: Sequence[float], dtype: torch.dtype) -> None:
+    limits = torch.iinfo(dtype)
+    for number in numbers:
+        if number != int(number) or not limits.min <= number <= limits.max:
+            raise ValueError(
+                f"fill must be a whole number from {limits.min} to {limits.max} for "
+                f"{dtype} images, got fill={number}"
+            )

@@ -1,0 +1,60 @@
+"""The run folder: complete, readable without pickle, refused early when it cannot be written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from fasttricks.benchmark import RUN_FILES, describe_environment, make_run_folder, write_run
+from fasttricks.engine import History
+
+
+def make_history():
+    history = History()
+    for epoch in (1, 2):
+        history.append(
+            {"epoch": epoch, "step": 3 * epoch, "lr": 0.1, "loss": 1 / epoch, "accuracy": 0.5}
+        )
+    return history
+
+
+def test_a_run_folder_gives_record_history_and_weights_back(tmp_path):
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    write_run(tmp_path / "run", record={"seed": 7}, history=make_history(), model=model)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted(RUN_FILES)
+    assert json.loads((tmp_path / "run" / "record.json").read_text()) == {"seed": 7}
+    assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(weights[name], value)
+
+
+def test_a_record_that_json_cannot_hold_leaves_no_record(tmp_path):
+    with pytest.raises(TypeError):
+        write_run(tmp_path, record={"x": object()}, history=make_history(), model=nn.Linear(2, 2))
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_the_environment_names_processor_and_versions():
+    environment = describe_environment()
+    json.dumps(environment)
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["hardware"]["threads"] == torch.get_num_threads()
+    assert environment["hardware"]["processor"]
+
+
+def test_a_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ValueError, match="output must be a folder, got the file .*taken"):
+        make_run_folder(tmp_path / "taken")
+    with pytest.raises(ValueError, match="cannot be made"):
+        make_run_folder(tmp_path / "taken" / "inside")
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path):
+    assert make_run_folder(tmp_path / "a" / "b").is_dir()

@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fasttricks.data import ImageSet
+from fasttricks.data._device_loader import DeviceLoader
+from fasttricks.transforms import (
+    AlternatingFlip,
+    Cutout,
+    Draws,
+    Normalize,
+    Pipeline,
+    ProgressiveResize,
+    RandomTranslate,
+)
+
+TRANSFORMS = [RandomTranslate(2), AlternatingFlip(), Normalize(0.5, 0.25), Cutout(4)]
+
+
+def image_set(n=23, channels=3):
+    """Image i carries its number in its label, and pixels that no other image has."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, channels, 8, 8), dtype=torch.uint8, generator=generator)
+    names = tuple(str(i) for i in range(n))
+    return ImageSet(pixels, torch.arange(n), classes=names, name="numbered")
+
+
+def serve(loader):
+    """One epoch: {label: image}, and the labels in order."""
+    images, labels = zip(*loader, strict=True)
+    labels = torch.cat(labels)
+    return dict(zip(labels.tolist(), torch.cat(images), strict=True)), labels.tolist()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("batch_size", "sizes"), [(5, [5, 5, 5, 5, 3]), (23, [23]), (100, [23])])
+def test_an_epoch_serves_every_image_once_and_the_rest_last(batch_size, sizes, shuffle):
+    loader = DeviceLoader(image_set(), batch_size=batch_size, shuffle=shuffle)
+    batches = list(loader)
+    assert [len(labels) for _, labels in batches] == sizes
+    assert len(loader) == len(sizes)
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(23))
+
+
+def test_drop_last_leaves_out_the_short_batch_only():
+    loader = DeviceLoader(image_set(), batch_size=5, drop_last=True)
+    assert [len(labels) for _, labels in loader] == [5] * 4 == [5] * len(loader)
+    assert len(DeviceLoader(image_set(20), batch_size=5, drop_last=True)) == 4
+    assert len(DeviceLoader(image_set(5), batch_size=5, drop_last=True)) == 1
+
+
+def test_images_and_labels_belong_together_and_keep_their_bytes_without_transforms():
+    images, labels = serve(DeviceLoader(image_set(), batch_size=4, shuffle=True))
+    for label, image in images.items():
+        assert image.dtype == torch.uint8
+        assert torch.equal(image, image_set().images[label])
+    assert labels != sorted(labels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("transforms", [(), TRANSFORMS, [ProgressiveResize({0: 5})]])
+def test_batches_are_channels_last_and_labels_int64(transforms, channels):
+    for images, labels in DeviceLoader(image_set(7, channels), batch_size=4, transforms=transforms):
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+
+
+def test_an_image_is_the_same_whatever_the_batch_size_shuffle_and_drop_last():
+    def epoch_2(**arguments):
+        loader = DeviceLoader(image_set(), transforms=TRANSFORMS, seed=9, **arguments)
+        loader.set_epoch(2)
+        return serve(loader)[0]
+
+    expected = epoch_2(batch_size=1)
+    for batch_size in (2, 7, 23):
+        for shuffle in (False, True):
+            for drop_last in (False, True):
+                served = epoch_2(batch_size=batch_size, shuffle=shuffle, drop_last=drop_last)
+                for label, image in served.items():
+                    assert torch.equal(image, expected[label])
+
+
+def test_batches_are_the_pipeline_applied_to_the_images_by_their_index():
+    loader = DeviceLoader(image_set(), batch_size=6, transforms=TRANSFORMS, shuffle=True, seed=4)
+    loader.set_epoch(3)
+    pipeline = Pipeline(TRANSFORMS)
+    for images, labels in loader:
+        draws = Draws(labels, seed=4, epoch=3)
+        params = pipeline.sample(draws, (len(labels), 3, 8, 8))
+        assert torch.equal(images, pipeline.apply(image_set().images[labels], params))
+
+
+def test_epochs_advance_and_each_has_its_own_order_and_augmentation():
+    loader = DeviceLoader(image_set(), batch_size=5, transforms=TRANSFORMS, shuffle=True)
+    orders, views = [], []
+    for epoch in range(4):
+        assert loader.epoch == epoch
+        images, order = serve(loader)
+        orders.append(tuple(order))
+        views.append(images[0])
+    assert len(set(orders)) == 4
+    assert not any(torch.equal(views[0], other) for other in views[1:])
+
+
+def test_an_epoch_is_a_pure_function_of_seed_and_epoch():
+    def served(seed, epoch, warm_up):
+        loader = DeviceLoader(
+            image_set(), batch_size=5, transforms=TRANSFORMS, shuffle=True, seed=seed
+        )
+        for _ in range(warm_up):
+            serve(loader)
+            torch.rand(3)
+        loader.set_epoch(epoch)
+        return serve(loader)
+
+    images, order = served(1, 3, warm_up=0)
+    again, order_again = served(1, 3, warm_up=2)
+    assert order == order_again
+    assert all(torch.equal(images[i], again[i]) for i in images)
+    assert served(2, 3, warm_up=0)[1] != order
+    assert served(1, 4, warm_up=0)[1] != order
+
+
+def test_every_place_in_the_order_is_equally_likely():
+    loader = DeviceLoader(image_set(10), batch_size=10, shuffle=True)
+    counts = torch.zeros(10, 10)
+    for _ in range(600):
+        (_, labels), *_ = loader
+        counts[torch.arange(10), labels] += 1
+    chi2 = float(((counts - 60) ** 2 / 60).sum())
+    # 81 free cells: standard deviation sqrt(162)
+    assert abs(chi2 - 81) < 4 * 162**0.5
+
+
+def test_images_mirror_from_epoch_to_epoch_with_alternating_flip():
+    loader = DeviceLoader(image_set(), batch_size=4, transforms=[AlternatingFlip()], shuffle=True)
+    (first, _), (second, _), (third, _) = (serve(loader) for _ in range(3))
+    for label, image in first.items():
+        assert torch.equal(second[label], image.flip(2))
+        assert torch.equal(third[label], image)
+
+
+def test_sizes_follow_the_epoch_with_progressive_resize():
+    resize = ProgressiveResize({0: 4, 2: None})
+    loader = DeviceLoader(image_set(), batch_size=23, transforms=[resize])
+    sides = []
+    for _ in range(3):
+        ((images, _),) = loader
+        sides.append(images.shape[3])
+    assert sides == [4, 4, 8]
+
+
+def test_a_broken_off_epoch_is_served_again():
+    loader = DeviceLoader(image_set(), batch_size=5, shuffle=True)
+    iterator = iter(loader)
+    first = next(iterator)[1]
+    iterator.close()
+    assert loader.epoch == 0
+    assert torch.equal(next(iter(loader))[1], first)
+
+
+def test_an_epoch_set_from_within_the_loop_stands():
+    loader = DeviceLoader(image_set(), batch_size=5)
+    for _ in loader:
+        loader.set_epoch(7)
+    assert loader.epoch == 7
+
+
+def test_changing_a_batch_in_place_does_not_reach_the_stored_images():
+    loader = DeviceLoader(image_set(), batch_size=23)
+    for images, labels in loader:
+        images.zero_()
+        labels.zero_()
+    images, _ = serve(loader)
+    assert len(images) == 23
+    assert torch.equal(images[3], image_set().images[3])
+
+
+def test_the_global_generator_is_not_touched():
+    state = torch.get_rng_state()
+    serve(DeviceLoader(image_set(), batch_size=5, transforms=TRANSFORMS, shuffle=True))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def bad(error, message, **arguments):
+    label = next(iter(arguments), "nothing")
+    return pytest.param(arguments, error, message, id=f"{label}: {message[:30]}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        bad(ValueError, "batch_size must be at least 1, got batch_size=0", batch_size=0),
+        bad(TypeError, "batch_size must be a whole number, got batch_size=2.0", batch_size=2.0),
+        bad(
+            ValueError,
+            "got batch_size=24 and 23 images; use drop_last=False",
+            batch_size=24,
+            drop_last=True,
+        ),
+        bad(TypeError, "shuffle must be True or False, got shuffle=1", shuffle=1),
+        bad(TypeError, r"got transforms\[1\]=<built-in", transforms=[Cutout(2), torch.relu]),
+        bad(TypeError, "list of Transform objects, got transforms=Cutout", transforms=Cutout(2)),
+        bad(ValueError, "seed must be at least 0, got seed=-1", seed=-1),
+        bad(ValueError, "padding=8 and images of 8x8", transforms=[RandomTranslate(8)]),
+        bad(ValueError, "2 numbers and images of 3", transforms=[Normalize((0, 0), 1)]),
+        bad(ValueError, "for torch.uint8 images, got fill=0.5", transforms=[Cutout(2, fill=0.5)]),
+        bad(ValueError, "device such as 'cpu' or 'cuda', got device='gpu'", device="gpu"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        DeviceLoader(image_set(), **({"batch_size": 4} | arguments))
+
+
+def test_other_data_sets_and_negative_epochs_are_refused():
+    with pytest.raises(TypeError, match="image_set must be an ImageSet, got list"):
+        DeviceLoader([1, 2], batch_size=1)
+    loader = DeviceLoader(image_set(), batch_size=1)
+    with pytest.raises(ValueError, match="epoch must be at least 0, got epoch=-1"):
+        loader.set_epoch(-1)
+
+
+def test_a_missing_cuda_device_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="got device='cuda' but CUDA is not available"):
+        DeviceLoader(image_set(), batch_size=1, device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="got device='cuda:3' but there are 1 CUDA devices"):
+        DeviceLoader(image_set(), batch_size=1, device="cuda:3")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_order_and_images_are_the_same_on_cuda():
+    def served(device):
+        loader = DeviceLoader(
+            image_set(), batch_size=5, transforms=TRANSFORMS, shuffle=True, device=device
+        )
+        return serve(loader)
+
+    (here, order), (there, order_there) = served("cpu"), served("cuda")
+    assert order == order_there
+    for label, image in here.items():
+        torch.testing.assert_close(there[label].cpu(), image)

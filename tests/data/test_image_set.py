@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fasttricks.data import ImageSet
+
+
+def image_set(labels: list[int], *, classes: int = 3, channels: int = 3, size: int = 4) -> ImageSet:
+    generator = torch.Generator().manual_seed(len(labels))
+    shape = (len(labels), channels, size, size)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    return ImageSet(images, torch.tensor(labels), tuple("abcdefghij"[:classes]), "letters")
+
+
+def test_properties_say_what_the_tensors_hold():
+    images = torch.zeros(5, 1, 3, 7, dtype=torch.uint8)
+    letters = ImageSet(images, torch.tensor([0, 1, 0, 1, 0]), ("a", "b", "c"), "letters")
+    assert (len(letters), letters.num_classes, letters.channels) == (5, 3, 1)
+    assert letters.image_size == (3, 7)
+    assert repr(letters) == "ImageSet('letters': 5 images of 1x3x7 (CxHxW), 3 classes)"
+
+
+def test_images_get_channels_last_storage_and_keep_their_values():
+    images = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    stored = ImageSet(images, torch.tensor([0, 0]), ("a",), "one").images
+    assert stored.permute(0, 2, 3, 1).is_contiguous()
+    assert torch.equal(stored, images)
+
+
+def test_channels_last_images_are_taken_without_a_copy():
+    images = torch.zeros(2, 4, 5, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    stored = ImageSet(images, torch.tensor([0, 0]), ("a",), "one").images
+    assert stored.data_ptr() == images.data_ptr()
+
+
+def test_a_set_cannot_be_changed_by_assignment():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        image_set([0, 1]).name = "other"  # type: ignore[misc]
+
+
+GOOD: dict[str, Any] = {
+    "images": torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+    "labels": torch.tensor([0, 1]),
+    "classes": ("a", "b"),
+    "name": "letters",
+}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("images", [[0]], TypeError, "images must be a torch.Tensor, got list"),
+        ("images", torch.zeros(2, 3, 4, 4), TypeError, "got dtype=torch.float32"),
+        ("images", torch.zeros(2, 4, 4, dtype=torch.uint8), ValueError, r"shape=\(2, 4, 4\)"),
+        ("images", torch.zeros(0, 3, 4, 4, dtype=torch.uint8), ValueError, r"\(0, 3, 4, 4\)"),
+        ("images", torch.zeros(3, 3, 4, 4, dtype=torch.uint8), ValueError, "3 images and 2 labels"),
+        ("labels", [0, 1], TypeError, "labels must be a torch.Tensor, got list"),
+        ("labels", torch.tensor([0, 1], dtype=torch.int32), TypeError, "got dtype=torch.int32"),
+        ("labels", torch.tensor([[0], [1]]), ValueError, r"got shape=\(2, 1\)"),
+        ("labels", torch.tensor([0, 2]), ValueError, "between 0 and 1 .*, got 2"),
+        ("labels", torch.tensor([-1, 0]), ValueError, "between 0 and 1 .*, got -1"),
+        ("classes", "ab", TypeError, "got classes='ab'"),
+        ("classes", ("a", 1), TypeError, "only str, got 1"),
+        ("classes", ("a", "a"), ValueError, "got 'a' more than once"),
+        ("name", None, TypeError, "got name=None"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_came(argument, value, error, message):
+    with pytest.raises(error, match=message):
+        ImageSet(**{**GOOD, argument: value})
+
+
+def test_subset_takes_images_and_labels_in_the_given_order():
+    whole = image_set([0, 1, 2, 1])
+    part = whole.subset([3, 0, 3])
+    assert torch.equal(part.images, torch.stack([whole.images[i] for i in (3, 0, 3)]))
+    assert part.labels.tolist() == [1, 0, 1]
+    assert (part.classes, part.name) == (whole.classes, whole.name)
+    assert part.images.permute(0, 2, 3, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("indices", [torch.tensor([1, 2]), range(1, 3), (1, 2)])
+def test_subset_takes_tensors_and_sequences(indices):
+    assert image_set([0, 1, 2]).subset(indices).labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("indices", "error", "message"),
+    [
+        ([], ValueError, "at least one image"),
+        ([0, 3], ValueError, "between 0 and 2, got 3"),
+        ([-1], ValueError, "between 0 and 2, got -1"),
+        ([0.5], TypeError, "torch.float32"),
+        (torch.tensor([True, False, True]), TypeError, "torch.bool"),
+        (torch.tensor([[0]]), ValueError, r"shape=\(1, 1\)"),
+    ],
+)
+def test_subset_refuses_what_is_no_index(indices, error, message):
+    with pytest.raises(error, match=message):
+        image_set([0, 1, 2]).subset(indices)
+
+
+@given(
+    labels=st.lists(st.integers(0, 3), min_size=2, max_size=40),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_split_is_a_partition_with_each_class_in_its_share(labels, seed, data):
+    count = data.draw(st.integers(1, len(labels) - 1))
+    # the pixel says which image it was
+    images = torch.arange(len(labels), dtype=torch.uint8).view(-1, 1, 1, 1)
+    rest, held_out = ImageSet(images, torch.tensor(labels), tuple("abcd"), "x").split(count, seed)
+    kept, held = rest.images.flatten().tolist(), held_out.images.flatten().tolist()
+    assert len(held) == count
+    assert sorted(kept + held) == list(range(len(labels)))
+    assert kept == sorted(kept)
+    assert held == sorted(held)
+    for label in set(labels):
+        share = labels.count(label) * count / len(labels)
+        assert abs(held_out.labels.tolist().count(label) - share) <= 1 + 1e-9
+
+
+def test_split_depends_on_the_seed_and_on_nothing_else():
+    whole = image_set([0, 1] * 20)
+    torch.manual_seed(1)
+    first = whole.split(10, seed=3)[1].images
+    torch.manual_seed(2)
+    assert torch.equal(first, whole.split(10, seed=3)[1].images)
+    assert not torch.equal(first, whole.split(10, seed=4)[1].images)
+
+
+def test_split_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    image_set([0, 1] * 5).split(4)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_split_takes_a_fraction():
+    rest, held_out = image_set([0, 1] * 10).split(0.25)
+    assert (len(rest), len(held_out)) == (15, 5)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "message"),
+    [
+        (4, r"got holdout=4 \(4 images\) of a set of 4"),
+        (0, "at least 1, got holdout=0"),
+        (1.0, r"got holdout=1.0 \(4 images\) of a set of 4"),
+        (0.01, r"got holdout=0.01 \(0 images\)"),
+        (1.5, "holdout must be between 0 and 1, got holdout=1.5"),
+    ],
+)
+def test_split_refuses_to_leave_a_part_empty(holdout, message):
+    with pytest.raises(ValueError, match=message):
+        image_set([0, 1, 0, 1]).split(holdout)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))
+def test_mean_std_equals_torch_in_double_precision(number, channels, height, width):
+    shape = (number, channels, height, width)
+    generator = torch.Generator().manual_seed(sum(shape))
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    mean, std = ImageSet(images, torch.zeros(number).long(), ("a",), "x").mean_std()
+    units = images.double() / 255
+    expected_std = units.std(dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(torch.tensor(mean, dtype=torch.float64), units.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(std, dtype=torch.float64), expected_std)

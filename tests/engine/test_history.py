@@ -1,0 +1,48 @@
+"""History: rows in, columns, CSV and JSON out."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from fasttricks.engine import History
+
+
+@pytest.fixture
+def history():
+    history = History()
+    history.append({"epoch": 1, "step": 5, "lr": 0.5, "loss": 2.25, "accuracy": 0.1})
+    history.append(
+        {"epoch": 2, "step": 10, "lr": 0.25, "loss": 1.5, "accuracy": 0.3, "val_accuracy": 0.5}
+    )
+    return history
+
+
+def test_columns_line_up_with_epochs(history):
+    assert len(history) == 2
+    assert history["loss"] == [2.25, 1.5]
+    assert history["val_accuracy"] == [None, 0.5]
+    assert [row["epoch"] for row in history] == [1, 2]
+
+
+def test_an_unknown_column_names_those_there_are(history):
+    with pytest.raises(KeyError, match="no column 'speed'; it has epoch, step, lr, loss, accuracy"):
+        history["speed"]
+
+
+def test_csv_and_json_give_the_rows_back(history, tmp_path):
+    history.to_csv(tmp_path / "h.csv")
+    history.to_json(tmp_path / "h.json")
+    with (tmp_path / "h.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{k: float(v) for k, v in row.items() if v} for row in rows] == history.rows
+    assert json.loads((tmp_path / "h.json").read_text()) == history.rows
+
+
+def test_rows_are_copied_in():
+    history, row = History(), {"epoch": 1}
+    history.append(row)
+    row["epoch"] = 9
+    assert history["epoch"] == [1]

@@ -1,0 +1,268 @@
+"""The Trainer against the plain loop, bit for bit, and what it records, calls and refuses."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from fasttricks.engine import Callback, FreezeAfter, Trainer
+from fasttricks.lr_scheduler import ScheduledGroups
+from fasttricks.optim import Muon
+from fasttricks.schedules import linear
+
+
+def make_model(seed=0, norm=True):
+    torch.manual_seed(seed)
+    middle = [nn.BatchNorm2d(4)] if norm else []
+    return nn.Sequential(nn.Conv2d(3, 4, 3), *middle, nn.CELU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def make_batches(count=5, size=12, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(size, 3, 8, 8, generator=generator),
+            torch.randint(5, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+
+
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.01)
+
+
+def muon_and_sgd(model):
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [Muon(matrices, lr=0.05), torch.optim.SGD(vectors, lr=0.05)]
+
+
+def quiet(model, optimizer, **options):
+    options = {"precision": "fp32", "progress": False, "channels_last": False, **options}
+    return Trainer(model, optimizer, **options)
+
+
+def assert_same_weights(one, other):
+    for (name, value), expected in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(value, expected), name
+
+
+@pytest.mark.parametrize("make_optimizers", [sgd, adamw, muon_and_sgd])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_steps_give_the_weights_of_a_plain_loop_bit_for_bit(make_optimizers, precision):
+    batches = make_batches()
+    ours, plain = make_model(), make_model()
+    quiet(ours, make_optimizers(ours), precision=precision).fit(batches, epochs=10)
+
+    optimizers = make_optimizers(plain)
+    optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+    plain.train()
+    for _ in range(10):
+        for images, targets in batches:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                outputs = plain(images)
+            nn.functional.cross_entropy(outputs.float(), targets).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_same_weights(ours, plain)
+
+
+def test_micro_batches_add_up_to_the_whole_batch():
+    # Without batch norm, whose statistics are those of a part; 12 = 5 + 5 + 2, an uneven split.
+    batches = make_batches()
+    whole, parts = make_model(norm=False).double(), make_model(norm=False).double()
+    batches = [(images.double(), targets) for images, targets in batches]
+    for model, size in ((whole, None), (parts, 5)):
+        trainer = quiet(model, sgd(model), micro_batch_size=size)
+        trainer.loss = lambda outputs, targets: nn.functional.cross_entropy(outputs, targets)
+        trainer.fit(batches, epochs=4)
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        # The Trainer takes the loss in fp32, so the parts agree to fp32 rounding.
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_schedule_gives_each_update_its_rate():
+    model = make_model()
+    seen = []
+
+    class Watch(Callback):
+        def on_step_start(self, trainer):
+            seen.append(trainer.lr)
+
+    schedule = linear(0.5, 0.1, total_steps=10)
+    trainer = quiet(model, sgd(model), lr=schedule, callbacks=[Watch()])
+    history = trainer.fit(make_batches(), epochs=2)
+    assert seen == pytest.approx([0.5 - 0.4 * k / 9 for k in range(10)])
+    assert history["lr"] == [seen[4], seen[9]]
+
+
+def test_schedules_per_group_come_in_as_schedulers():
+    model = make_model()
+    optimizer = torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
+    rates = [linear(1.0 + i, 0.0, total_steps=5) for i in range(len(optimizer.param_groups))]
+    trainer = quiet(model, optimizer, schedulers=[ScheduledGroups(optimizer, {"lr": rates})])
+    trainer.fit(make_batches(3), epochs=1)
+    expected = [(1.0 + i) * 0.25 for i in range(len(rates))]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+
+
+def test_a_fraction_of_an_epoch_ends_within_it():
+    model = make_model()
+    trainer = quiet(model, sgd(model))
+    history = trainer.fit(make_batches(4), epochs=2.5)
+    assert trainer.step_count == 10
+    assert history["step"] == [4, 8, 10]
+
+
+def test_history_holds_the_means_over_the_epochs_images():
+    model = make_model()
+    batches = make_batches(2, size=6) + make_batches(1, size=3, seed=5)
+    trainer = quiet(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    history = trainer.fit(batches, epochs=1, val=batches)
+    assert history["val_accuracy"] == [trainer.evaluate(batches).accuracy]
+    model.train()
+    with torch.no_grad():
+        outputs = torch.cat([model(images) for images, _ in batches])
+    targets = torch.cat([targets for _, targets in batches])
+    expected = nn.functional.cross_entropy(outputs, targets).item()
+    assert history["loss"] == [pytest.approx(expected, rel=1e-6)]
+    assert history["accuracy"] == [pytest.approx((outputs.argmax(1) == targets).double().mean())]
+    assert history["train_seconds"][0] == pytest.approx(trainer.train_seconds)
+
+
+def test_a_torch_dataloader_serves_as_well_as_a_list():
+    images, targets = make_batches(1, size=24)[0]
+    loader = DataLoader(TensorDataset(images, targets), batch_size=6)
+    from_loader, from_list = make_model(), make_model()
+    quiet(from_loader, sgd(from_loader)).fit(loader, epochs=2)
+    parts = list(zip(images.split(6), targets.split(6), strict=True))
+    quiet(from_list, sgd(from_list)).fit(parts, epochs=2)
+    assert_same_weights(from_loader, from_list)
+
+
+def test_callbacks_come_in_their_order():
+    calls = []
+
+    class Log(Callback):
+        def __getattribute__(self, name):
+            if name.startswith("on_"):
+                return lambda *args: calls.append(name[3:])
+            return super().__getattribute__(name)
+
+    model = make_model()
+    quiet(model, sgd(model), callbacks=[Log()]).fit(make_batches(2), epochs=2)
+    epoch = ["epoch_start", *["step_start", "step_end"] * 2, "epoch_end"]
+    assert calls == ["fit_start", *epoch, *epoch, "fit_end"]
+
+
+def test_freeze_after_stops_the_parameter_at_that_update():
+    model, snapshots = make_model(), []
+
+    class Keep(Callback):
+        def on_step_end(self, trainer):
+            snapshots.append(model[0].bias.detach().clone())
+
+    freeze = FreezeAfter([model[0].bias], steps=3)
+    quiet(model, sgd(model), callbacks=[freeze, Keep()]).fit(make_batches(6), epochs=1)
+    moved = [not torch.equal(a, b) for a, b in pairwise(snapshots)]
+    assert moved == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(poison):
+    model = make_model()
+    batches = make_batches(3)
+    batches[1][0][0, 0, 0, 0] = poison
+    ended = []
+
+    class Ended(Callback):
+        def on_fit_end(self, trainer):
+            ended.append(True)
+
+    trainer = quiet(model, sgd(model), callbacks=[Ended()])
+    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) .* with lr=0.05"):
+        trainer.fit(batches, epochs=1)
+    assert ended == [True]
+
+
+def test_evaluate_leaves_weights_statistics_and_modes_alone():
+    model = make_model()
+    model[1].eval()
+    trainer = quiet(model, sgd(model))
+    model.train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    trainer.evaluate(make_batches(2))
+    assert model.training
+    assert not model[1].training
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_predict_gives_the_models_logits_in_order():
+    model = make_model()
+    batches = make_batches(3)
+    logits = quiet(model, sgd(model)).predict(batches)
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(logits, torch.cat([model(images) for images, _ in batches]))
+
+
+def test_convolutions_are_computed_in_channels_last():
+    model = make_model()
+    trainer = quiet(model, sgd(model), channels_last=True)
+    seen = []
+    model[0].register_forward_hook(lambda m, args, out: seen.append((args[0], out)))
+    trainer.step(make_batches(1)[0])
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "fp8"}, ValueError, "precision must be one of .* got precision='fp8'"),
+        ({"precision": "fp16"}, ValueError, "needs a CUDA device"),
+        ({"micro_batch_size": 0}, ValueError, "micro_batch_size must be at least 1, got .*=0"),
+        ({"callbacks": [3]}, TypeError, "callbacks must be Callback objects, got int"),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    model = make_model()
+    with pytest.raises(error, match=message):
+        quiet(model, sgd(model), **options)
+
+
+@pytest.mark.parametrize(
+    ("train", "epochs", "error", "message"),
+    [
+        ([], 1, ValueError, "train must hold at least one batch"),
+        (iter([]), 1, TypeError, "train must have a length, got list_iterator"),
+        ([1], 0, ValueError, "epochs must be greater than 0, got epochs=0"),
+        ([1], math.nan, ValueError, "epochs must be finite, got epochs=nan"),
+    ],
+)
+def test_bad_runs_are_refused_before_they_start(train, epochs, error, message):
+    model = make_model()
+    with pytest.raises(error, match=message):
+        quiet(model, sgd(model)).fit(train, epochs)
+
+
+def test_no_optimizer_and_an_empty_batch_are_refused():
+    model = make_model()
+    with pytest.raises(TypeError, match="optimizer must be Optimizer objects, got float"):
+        quiet(model, [0.1])
+    with pytest.raises(ValueError, match="at least one image"):
+        quiet(model, sgd(model)).step((torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)))

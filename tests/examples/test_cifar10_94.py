@@ -1,0 +1,217 @@
+"""The example as a user runs it: real training on small sets, its files, its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10_94.py"
+RUN_FILES = ["curves.png", "history.csv", "model.safetensors", "record.json"]
+
+
+def coloured_images(count, seed, side=12):
+    """Three classes that differ in colour, under noise: easy, but not without training."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 100, (count, side, side, 3))
+    images[np.arange(count), :, :, labels] += 100
+    return images.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "colours.npz"
+    (x_train, y_train), (x_test, y_test) = coloured_images(96, 0), coloured_images(30, 1)
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the example with arguments; return its exit code, standard output and error."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def read_record(folder):
+    return json.loads((folder / "record.json").read_text())
+
+
+@pytest.mark.parametrize("recipe", ["speedrun", "article"])
+def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
+    folder = tmp_path / "run"
+    arguments = [
+        "--recipe",
+        recipe,
+        "--data",
+        npz,
+        "--epochs",
+        6,
+        "--output",
+        folder,
+        "--device",
+        "cpu",
+    ]
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    record = read_record(folder)
+    assert record["dataset"] == "colours"
+    assert record["dataset_size"] == {"train": 96, "test": 30}
+    assert (record["device"], record["seed"], record["epochs"]) == ("cpu", 0, 6)
+    assert record["train_seconds"] > 0
+    assert record["test_accuracy"] > 0.8  # a third by chance
+    assert record["test_accuracy_tta"] > 0.8
+    assert len(record["history"]) == 6
+    last = out.splitlines()[-1]
+    assert last.startswith(f"colours: accuracy {100 * record['test_accuracy_tta']:.2f}")
+    assert "s of training on cpu" in last
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, npz, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run("--data", npz, "--epochs", 2, "--seed", seed, "--output", tmp_path / name)
+    first, again, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
+    assert first == again
+    assert first != other
+
+
+def test_several_runs_are_summed_up(run, npz, tmp_path):
+    folder = tmp_path / "runs"
+    code, out, _ = run(
+        "--data", npz, "--epochs", 1, "--runs", 2, "--seed", 5, "--target", 1, "--output", folder
+    )
+    assert code == 0
+    accuracies = [100 * read_record(folder / f"seed-{s}")["test_accuracy_tta"] for s in (5, 6)]
+    summary = json.loads((folder / "summary.json").read_text())["test_accuracy_tta"]
+    assert summary["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert summary["share_at_target"] == 1
+    assert "2 runs, 100% at the target" in out.splitlines()[-1]
+
+
+def test_without_network_it_trains_on_digits_and_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTTRICKS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    code, out, _ = run("--epochs", 1, "--output", tmp_path / "run")
+    assert code == 0
+    lines = out.splitlines()
+    assert "digits" in lines[1]
+    assert lines.index(next(x for x in lines if x.startswith("epoch"))) > 1
+    assert lines[-1].startswith("handwritten digits of scikit-learn (not CIFAR-10): accuracy")
+    record = read_record(tmp_path / "run")
+    assert "digits" in record["dataset"]
+    assert record["tta"] == "translate"
+    assert "Flip" not in record["transforms"]
+
+
+def test_with_a_target_there_is_no_fall_back(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTTRICKS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    code, _, error = run("--target", 94, "--output", tmp_path / "run")
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def damaged(kind, folder):
+    """Make a data set that has something wrong with it and return its path."""
+    images, labels = coloured_images(12, 0)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels}
+    if kind == "labels":
+        arrays["y_test"] = labels.astype(np.float32)
+    elif kind == "keys":
+        del arrays["y_test"]
+    if kind in ("labels", "keys"):
+        np.savez(folder / "bad.npz", **arrays)
+        return folder / "bad.npz"
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            if not (kind == "empty class" and (split, name) == ("train", "b")):
+                Image.fromarray(images[0]).save(folder / split / name / "0.png")
+    if kind == "corrupt image":
+        (folder / "train" / "a" / "1.png").write_bytes(b"not a picture")
+    elif kind == "sizes":
+        Image.fromarray(images[0][:8]).save(folder / "train" / "a" / "1.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("labels", "y_test"),
+        ("keys", "y_test"),
+        ("empty class", "b"),
+        ("corrupt image", "1.png"),
+        ("sizes", "1.png"),
+    ],
+)
+def test_bad_data_is_one_line_that_names_it(run, tmp_path, kind, word):
+    (tmp_path / "data").mkdir()
+    path = damaged(kind, tmp_path / "data")
+    code, _, error = run("--data", path, "--output", tmp_path / "run")
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert word in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "missing"], "missing"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got batch_size=0"),
+        (["--batch-size", "1000"], "batch_size"),
+        (["--epochs", "0"], "--epochs must be greater than 0, got 0"),
+        (["--epochs", "nan"], "--epochs must be greater than 0, got nan"),
+        (["--epochs", "many"], "--epochs: invalid float value: 'many'"),
+        (["--runs", "0"], "--runs must be at least 1, got 0"),
+        (["--recipe", "fast"], "--recipe: invalid choice: 'fast'"),
+        (["--device", "tpu"], "device must be one of"),
+        (["--precision", "fp16", "--device", "cpu"], "precision"),
+        (["--target", "-1"], "--target must be between 0 and 100, got -1"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_bad_arguments_are_one_line_that_names_them(run, npz, tmp_path, arguments, words):
+    code, _, error = run("--data", npz, "--output", tmp_path / "run", *arguments)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "run" / "record.json").exists()
+
+
+def test_an_output_that_is_a_file_is_refused_before_training(run, npz, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    code, out, error = run("--data", npz, "--output", tmp_path / "taken")
+    assert code == 2
+    assert "output must be a folder, got the file" in error
+    assert "epoch  " not in out
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_help_explains_every_argument_with_its_default(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    options = ("recipe", "data", "output", "epochs", "batch-size", "seed", "runs", "target")
+    for name in (*options, "device", "precision"):
+        entry = out.split(f"\n  --{name} ")[1].split("\n  --")[0]
+        assert "default" in entry, name
