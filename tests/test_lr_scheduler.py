@@ -120,7 +120,6 @@ def test_a_group_added_later_does_not_fit_a_list():
     "options",
     [
         {"lr": torch.tensor(0.1)},
-        {"lr": torch.tensor([0.1])},
         {"lr": torch.tensor(0.1), "fused": True},
         {"lr": 0.1, "fused": True},
         {"lr": 0.1, "foreach": True},

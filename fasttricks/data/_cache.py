@@ -154,7 +154,11 @@ def _drop_others(folder: Path, source: Source, *, keep: str) -> None:
         if not name.startswith(f"{_path_digest(source)}-") or name == keep:
             continue
         path = folder / name
-        if ".part-" in name and time.time() - path.stat().st_mtime < _LEFTOVER_SECONDS:
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:  # another process has just finished or removed it
+            continue
+        if ".part-" in name and age < _LEFTOVER_SECONDS:
             continue
         shutil.rmtree(path, ignore_errors=True)
 
