@@ -563,3 +563,9 @@ def test_refusals_leave_the_groups_alone():
 def test_wrong_types_are_refused_by_name(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_the_text_names_the_optimizer_and_the_schedules():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = ScheduledGroups(optimizer, {"lr": linear(0.5, 0.0, total_steps=4)})
+    assert repr(scheduler) == f"ScheduledGroups(SGD, {{'lr': {linear(0.5, 0.0, total_steps=4)!r}}})"

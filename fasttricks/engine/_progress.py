@@ -79,7 +79,7 @@ class Progress(Callback):
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """Write the epoch's line."""
         parts = [
-            f"epoch {row['epoch']:>3}/{trainer.epochs:g}",
+            f"epoch {min(row['epoch'], trainer.epochs):>4g}/{trainer.epochs:g}",
             f"step {trainer.batches_done}/{trainer.total_steps}",
             f"loss {row['loss']:.4f}",
             f"acc {row['accuracy']:.1%}",

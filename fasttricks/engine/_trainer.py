@@ -194,6 +194,7 @@ class Trainer:
             "model": type(self.model).__name__,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "loss": repr(self.loss),
+            "label_smoothing": getattr(self.loss, "label_smoothing", 0.0),
             "precision": self.precision.name,
             "micro_batch_size": self.micro_batch_size,
             "channels_last": self.memory_format is torch.channels_last,

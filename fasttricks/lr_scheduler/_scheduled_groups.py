@@ -84,6 +84,9 @@ class ScheduledGroups(LRScheduler):
         self.last_epoch = last_epoch
         self._initial_step()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.optimizer).__name__}, {self.schedules!r})"
+
     def _initial_step(self) -> None:
         self.step()
 

@@ -32,7 +32,7 @@ def test_a_file_gets_one_line_an_epoch():
     lines = train(io.StringIO()).splitlines()
     assert len(lines) == 2
     pattern = (
-        r"epoch   1/2  step 3/6  loss \d\.\d{4}  acc \d+\.\d%  val acc \d+\.\d\d%  "
+        r"epoch    1/2  step 3/6  loss \d\.\d{4}  acc \d+\.\d%  val acc \d+\.\d\d%  "
         r"[\d,]+ images/s  \d+\.\d s  left \d:\d\d"
     )
     assert re.fullmatch(pattern, lines[0])
@@ -43,7 +43,7 @@ def test_a_terminal_sees_step_loss_and_time_left_while_it_runs(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(progress_module, "_REFRESH_SECONDS", 0)
     text = train(Terminal())
-    assert "epoch   2/2" in text
+    assert "epoch    2/2" in text
     assert re.search(r"step [1-6]/6\s+loss", text)
     assert "images/s" in text
 
