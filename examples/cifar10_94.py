@@ -53,15 +53,17 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
     train, epochs, batch = plan.train, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
+    grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
     side = max(train.image_size)
-    grow = {0: max(8, round(0.75 * side)), round(0.38 * epochs): max(8, round(0.875 * side))}
+    sizes = {epoch: max(8, round(part * side)) for epoch, part in grow.items()}
+    can_grow = epochs >= 3 and min(train.image_size) == side
     loader = plan.loader(
         ft.RandomTranslate(2, mode="reflect"),
         *([ft.AlternatingFlip()] if plan.flips else []),
         normalize,
-        ft.ProgressiveResize({**grow, round(0.67 * epochs): None}),
+        *([ft.ProgressiveResize(sizes)] if can_grow else []),
     )
-    steps = round(epochs * len(loader))
+    steps = max(1, round(epochs * len(loader)))
 
     model = ft.speedrun_net(train.num_classes, in_channels=train.channels)
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(plan.seed))[:5000]
@@ -87,19 +89,20 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
         adjust_lr="none",
         normalize_weights=True,
     )
-    # Every rate falls to nothing in a straight line; that of the whitening bias within one epoch.
-    lengths = [len(loader), steps, steps]
-    falls = [ft.linear(r, 0.0, total_steps=n) for r, n in zip(rates, lengths, strict=True)]
+    # Every rate falls in a straight line to 0, which the update after the last one would use; that
+    # of the whitening bias within one epoch.
+    ends = [len(loader) + 1, steps + 1, steps + 1]
+    falls = [ft.linear(r, 0.0, total_steps=n) for r, n in zip(rates, ends, strict=True)]
     trainer = ft.Trainer(
         model,
         [muon, sgd],
         schedulers=[
-            ft.ScheduledGroups(muon, {"lr": ft.linear(muon_rate, 0.0, total_steps=steps)}),
+            ft.ScheduledGroups(muon, {"lr": ft.linear(muon_rate, 0.0, total_steps=steps + 1)}),
             ft.ScheduledGroups(sgd, {"lr": falls}),
         ],
         loss=torch.nn.CrossEntropyLoss(label_smoothing=0.2),
         precision=plan.precision,
-        callbacks=[ft.FreezeAfter(bias, steps=len(loader))],
+        callbacks=[ft.FreezeAfter(bias, steps=len(loader)), ft.WeightAverage(decay=0.97)],
     )
     return trainer, loader
 
@@ -134,17 +137,25 @@ class Recipe:
 
 
 RECIPES = {
-    "speedrun": Recipe(speedrun, epochs=10.5, batch_size=500, tta="mirror_translate"),
+    "speedrun": Recipe(speedrun, epochs=11, batch_size=1000, tta="mirror_translate"),
     "article": Recipe(article, epochs=24, batch_size=512, tta="mirror"),
 }
 
 
-def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[str, Any]:
+def run_once(
+    recipe: str, plan: Plan, test: ft.ImageSet, *, target: float, folder: Path
+) -> dict[str, Any]:
     """Train with one seed, evaluate, write the run's folder, and return its record."""
     start = time.perf_counter()
     torch.manual_seed(plan.seed)
     trainer, loader = RECIPES[recipe].build(plan)
     prepare_seconds = time.perf_counter() - start
+    if min(plan.train.image_size) < trainer.model.min_size:
+        raise ValueError(
+            f"images must be at least {trainer.model.min_size} pixels a side for {recipe}, "
+            f"got {plan.train}"
+        )
+    ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
     tests = ft.DeviceLoader(test, batch_size=1000, transforms=[normalize], device=plan.device)
     history = trainer.fit(loader, plan.epochs, val=tests)
@@ -169,6 +180,7 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
         "prepare_seconds": prepare_seconds,
         "train_seconds": trainer.train_seconds,
         "tta_seconds": averaged.seconds,
+        "target": target / 100,
         "test_accuracy": plain.accuracy,
         "test_accuracy_tta": averaged.accuracy,
     }
@@ -199,39 +211,41 @@ def show_loading(done: int, total: int, what: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Load the data, train every seed, report."""
+    """Check the arguments, load the data, train every seed, report."""
+    recipe = RECIPES[args.recipe]
     device = ft.choose_device(args.device)
-    recipe, target = RECIPES[args.recipe], 94.0 if args.target is None else args.target
-    if args.runs < 1:
-        raise ValueError(f"--runs must be at least 1, got {args.runs}")
-    if not 0 < target <= 100:
-        raise ValueError(f"--target must be between 0 and 100, got {target:g}")
+    ft.Precision(args.precision, device=device)  # raises if it is not to be had there
+    target = 94.0 if args.target is None else args.target
     epochs = recipe.epochs if args.epochs is None else args.epochs
-    if not 0 < epochs < float("inf"):
-        raise ValueError(f"--epochs must be greater than 0, got {epochs:g}")
+    check("--epochs", epochs, above=0, most=1e6)
+    check("--batch-size", recipe.batch_size if args.batch_size is None else args.batch_size)
+    check("--runs", args.runs)
+    check("--target", target, above=0, most=100)
+    check("--seed", args.seed, above=-1, most=2**32)
     train, test, is_digits = load(args)
-    folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
-    ft.make_run_folder(folder)
     # A small set gets smaller batches, so that an epoch has some twenty updates.
-    usual = min(recipe.batch_size, max(16, len(train) // 20))
+    usual = min(recipe.batch_size, len(train), max(16, len(train) // 20))
     batch_size = usual if args.batch_size is None else args.batch_size
-    print(
-        f"{args.recipe} on {device}: {train}, {epochs:g} epochs, batch size {batch_size}",
-        flush=True,
-    )
+    print(f"{args.recipe} on {device}: {train}, {epochs:g} epochs, batch size {batch_size}")
+    folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
         plan = Plan(train, not is_digits, epochs, batch_size, args.precision, device, seed)
-        own_folder = folder / f"seed-{seed}" if args.runs > 1 else folder
-        records.append(run_once(args.recipe, plan, test, own_folder))
+        own = folder / f"seed-{seed}" if args.runs > 1 else folder
+        records.append(run_once(args.recipe, plan, test, target=target, folder=own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)
     seconds = ft.summarize([r["train_seconds"] for r in records])
     if args.runs > 1:
-        summary = {"test_accuracy_tta": accuracy, "train_seconds": seconds}
-        summary = {name: asdict(value) for name, value in summary.items()}
+        summary = {"test_accuracy_tta": asdict(accuracy), "train_seconds": asdict(seconds)}
         ft.write_json(folder / "summary.json", summary)
     name = DIGITS if is_digits else test.name
-    print(f"{name}: accuracy {accuracy}, {seconds.mean:.1f} s of training on {device}")
+    print(f"{name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}")
+
+
+def check(name: str, value: float, *, above: float = 0, most: float = 1e9) -> None:
+    """Raise unless above < value <= most."""
+    if not above < value <= most:
+        raise ValueError(f"{name} must be greater than {above} and at most {most:g}, got {value:g}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -246,10 +260,11 @@ def parse_arguments() -> argparse.Namespace:
         "and test/<class>/* images, or an .npz with x_train, y_train, x_test, y_test "
         "(default: the cache, else a download, else scikit-learn's digits)")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="run folder (default: runs/<recipe>-<time>)")
-    add("--epochs", type=float, help="default: 10.5 for speedrun, 24 for article")
-    add("--batch-size", type=int, help="default: 500 for speedrun, 512 for article, "
-        "less for a small data set; rates follow it")  # fmt: skip
-    add("--seed", type=int, default=0, help="of the first run (default: 0)")
+    add("--epochs", type=float, help="passes over the training images, may be a fraction "
+        "(default: 11 for speedrun, 24 for article)")  # fmt: skip
+    add("--batch-size", type=int, help="images an update; the rates follow it "
+        "(default: 1000 for speedrun, 512 for article, less for a small data set)")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of the run, or of the first one (default: 0)")
     add("--runs", type=int, default=1, help="train with this many seeds (default: 1)")
     add("--target", type=float, metavar="PERCENT",
         help="accuracy that a run should reach (default: 94)")  # fmt: skip
@@ -268,7 +283,9 @@ def fail(message: object) -> NoReturn:
 if __name__ == "__main__":
     try:
         run(parse_arguments())
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError) as error:
         fail(error)
+    except torch.OutOfMemoryError as error:
+        fail(f"out of memory, use a smaller --batch-size ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -31,7 +31,9 @@ def plot_history(history: History) -> Figure:
     panels = figure.subplots(1, 3)
     steps = history["step"]
     for panel, name, scale in ((panels[0], "loss", 1), (panels[1], "accuracy", 100)):
-        for column, label in ((name, "training"), (f"val_{name}", "test")):
+        # The training loss is the one that is minimised, label smoothing and all.
+        training = "training objective" if name == "loss" else "training"
+        for column, label in ((name, training), (f"val_{name}", "validation")):
             if column in history.columns:
                 values = [None if value is None else scale * value for value in history[column]]
                 panel.plot(steps, values, marker="o", markersize=3, label=label)

@@ -53,6 +53,7 @@ PUBLIC_NAMES = {
     "Summary",
     "Trainer",
     "Transform",
+    "WeightAverage",
     "__version__",
     "choose_device",
     "constant",

@@ -17,7 +17,10 @@ def test_the_lines_hold_the_historys_columns():
     assert [list(line.get_ydata()) for line in accuracy.lines] == [[20.0, 60.0], [25.0, 50.0]]
     assert list(rate.lines[0].get_xdata()) == [5, 10]
     assert list(rate.lines[0].get_ydata()) == [0.4, 0.1]
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "test"]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
 
 
 def test_an_empty_history_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -84,7 +86,8 @@ def write_run(
     """Write ``record.json``, ``history.csv``, ``curves.png`` and ``model.safetensors``.
 
     Each file is written whole or not at all; ``record.json`` comes last, so a folder that has one
-    is complete. The weights are stored contiguous, under the names of the module's ``state_dict``.
+    is complete. Numbers that are not finite become null. The weights are stored contiguous, under
+    the names of the module's ``state_dict``.
 
     Args:
         folder: Made if it is missing; files of an earlier run in it are replaced.
@@ -99,7 +102,10 @@ def write_run(
     # Typed in its package only since 0.5; the import stays here to keep `import fasttricks` light.
     from safetensors.torch import save_file
 
+    record = _finite(dict(record))
+    json.dumps(record)  # raises before anything is touched
     folder = Path(folder)
+    (folder / "record.json").unlink(missing_ok=True)
     history.to_csv(folder / "history.csv")
     figure = history.plot()
     with replacing(folder / "curves.png") as temporary:
@@ -109,7 +115,16 @@ def write_run(
     }
     with replacing(folder / "model.safetensors") as temporary:
         save_file(weights, temporary)
-    write_json(folder / "record.json", dict(record))
+    write_json(folder / "record.json", record)
+
+
+def _finite(value: Any) -> Any:
+    """The value with every NaN and infinity in it, which JSON cannot hold, replaced by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(package: str) -> str | None:

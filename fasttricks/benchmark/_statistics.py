@@ -35,15 +35,18 @@ class Summary:
     interval: tuple[float, float] | None
     share_at_target: float | None
 
-    def __str__(self) -> str:
+    def text(self, unit: str = "") -> str:
+        """Write mean, deviation, interval, number of runs and share, with a unit such as "%"."""
+        unit = unit and f" {unit}"
+        at_target = self.share_at_target
+        share = "" if at_target is None else f", {at_target:.0%} at the target"
         if self.interval is None:
-            return f"{self.mean:.2f} (1 run)"
+            return f"{self.mean:.2f}{unit} (1 run{share})"
         low, high = self.interval
-        text = f"{self.mean:.2f} ± {self.std:.2f} (95 % interval {low:.2f} to {high:.2f}"
-        share = (
-            "" if self.share_at_target is None else f", {self.share_at_target:.0%} at the target"
+        return (
+            f"{self.mean:.2f}{unit} ± {self.std:.2f} "
+            f"(95 % interval {low:.2f} to {high:.2f}, {self.runs} runs{share})"
         )
-        return f"{text}, {self.runs} runs{share})"
 
 
 def summarize(values: Sequence[float], *, target: float | None = None) -> Summary:

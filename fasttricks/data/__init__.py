@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ._device_loader import DeviceLoader
-from ._digits import read_digits
-from ._errors import DataError, DataNotFoundError, DataUnavailableError
-from ._image_set import ImageSet
-from ._load import load_data
+from fasttricks.data._device_loader import DeviceLoader
+from fasttricks.data._digits import read_digits
+from fasttricks.data._errors import DataError, DataNotFoundError, DataUnavailableError
+from fasttricks.data._image_set import ImageSet
+from fasttricks.data._load import load_data
 
 __all__ = [
     "DataError",

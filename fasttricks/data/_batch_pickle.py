@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import DataError, reason_of
+from fasttricks.data._errors import DataError, reason_of
 
 
 class _Holder:

@@ -23,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._image_set import ImageSet
-from ._source import Pair, Source
+from fasttricks.data._image_set import ImageSet
+from fasttricks.data._source import Pair, Source
 
 _FORMAT = 1
 _ENTRY_FILE = "entry.json"
@@ -72,17 +72,8 @@ def read_entry(root: Path, name: str) -> Pair | None:
             )
             for split in _SPLITS
         )
-    # whatever a damaged or foreign file can cause in json, numpy and ImageSet's own checks
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        EOFError,
-        MemoryError,
-        RecursionError,
-    ):
+    # a damaged or foreign file can fail anywhere in json, numpy and ImageSet's own checks
+    except Exception:
         return None
     return train, test
 
@@ -98,6 +89,7 @@ def write_entry(root: Path, source: Source, pair: Pair) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = tempfile.mkdtemp(prefix=f"{name}.part-", dir=folder)
+        os.chmod(part, 0o755)  # a cache may be shared; mkdtemp's folders are private
         _write_files(Path(part), name, source, pair)
         _move_into_place(Path(part), folder / name)
         _drop_others(folder, source, keep=name)

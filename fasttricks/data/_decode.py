@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import DataError, reason_of
+from fasttricks.data._errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from PIL import Image

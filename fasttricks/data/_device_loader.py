@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import check_integer
-from ..transforms import Draws, Pipeline, Transform
-from ._image_set import ImageSet
+from fasttricks._checks import check_integer
+from fasttricks.data._image_set import ImageSet
+from fasttricks.transforms import Draws, Pipeline, Transform
 
 # The order draws from a stream that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_integer
-from ._image_set import ImageSet
-from ._source import Pair
+from fasttricks._checks import check_integer
+from fasttricks.data._image_set import ImageSet
+from fasttricks.data._source import Pair
 
 _TEST_IMAGES = 360
 _SPLIT_SEED = 0

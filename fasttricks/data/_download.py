@@ -10,9 +10,9 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
-from ._cifar10 import ARCHIVE_NAME
-from ._errors import DataUnavailableError, reason_of
-from ._source import Progress
+from fasttricks.data._cifar10 import ARCHIVE_NAME
+from fasttricks.data._errors import DataUnavailableError, reason_of
+from fasttricks.data._source import Progress
 
 # for connecting and for each read: who has no network waits seconds, not minutes
 _TIMEOUT_SECONDS = 8.0
@@ -44,6 +44,7 @@ def fetch_cifar10(folder: Path, *, progress: Progress | None = None) -> Path:
             raise DataUnavailableError(
                 f"the download of {url} has md5 {digest}, expected {md5}: {advice}"
             )
+        os.chmod(part, 0o644)  # a cache may be shared; mkstemp's files are private
         os.replace(part, target)
         part = None
     except DataUnavailableError:
@@ -61,9 +62,10 @@ def fetch_cifar10(folder: Path, *, progress: Progress | None = None) -> Path:
 def _address() -> tuple[str, str]:
     try:
         from torchvision.datasets import CIFAR10
-    except ImportError:
+    except (ImportError, RuntimeError) as error:  # the latter where it does not fit torch
         raise ImportError(
-            "downloading CIFAR-10 needs torchvision: pip install torchvision"
+            f"downloading CIFAR-10 needs a torchvision that fits torch ({reason_of(error)}): "
+            "pip install torch torchvision"
         ) from None
     return CIFAR10.url, CIFAR10.tgz_md5
 

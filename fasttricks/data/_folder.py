@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._decode import decode_image
-from ._errors import DataError
-from ._image_set import ImageSet
-from ._source import FileStamp, Pair, Progress, Source, name_of, stamp_file
+from fasttricks.data._decode import decode_image
+from fasttricks.data._errors import DataError
+from fasttricks.data._image_set import ImageSet
+from fasttricks.data._source import FileStamp, Pair, Progress, Source, name_of, stamp_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # often enough for a smooth bar, seldom enough to cost nothing

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_fraction, check_integer
+from fasttricks._checks import check_fraction, check_integer
 
 
 @dataclass(frozen=True, eq=False, repr=False)

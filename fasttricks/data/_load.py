@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ._cache import cache_root, entry_name, read_entry, write_entry
-from ._cifar10 import ARCHIVE_NAME, BATCHES_FOLDER, find_archive, find_batches, with_canonical_name
-from ._download import fetch_cifar10
-from ._errors import DataError, DataNotFoundError
-from ._folder import find_folder
-from ._npz import find_npz
-from ._source import Pair, Progress, Source, name_of
+from fasttricks.data._cache import cache_root, entry_name, read_entry, write_entry
+from fasttricks.data._cifar10 import (
+    ARCHIVE_NAME,
+    BATCHES_FOLDER,
+    find_archive,
+    find_batches,
+    with_canonical_name,
+)
+from fasttricks.data._download import fetch_cifar10
+from fasttricks.data._errors import DataError, DataNotFoundError
+from fasttricks.data._folder import find_folder
+from fasttricks.data._npz import find_npz
+from fasttricks.data._source import Pair, Progress, Source, name_of
 
 
 def load_data(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._errors import DataError, reason_of
-from ._image_set import ImageSet
-from ._source import Pair, Progress, Source, name_of, stamp_files
+from fasttricks.data._errors import DataError, reason_of
+from fasttricks.data._image_set import ImageSet
+from fasttricks.data._source import Pair, Progress, Source, name_of, stamp_files
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 # stops a stray label (an id, a hash) from making millions of class names
@@ -78,9 +76,9 @@ def _load_arrays(path: Path) -> dict[str, _Array]:
         # opened here: numpy leaves a file open when it finds that it is no zip file
         with open(path, "rb") as file:
             return _arrays_of(path, np.load(file, allow_pickle=False))
-    except DataError:
+    except (DataError, MemoryError):
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can fail anywhere in zipfile, zlib and numpy
         raise DataError(
             f"{path} is not a readable .npz file ({reason_of(error)}); "
             "write it again with numpy.savez"
@@ -102,14 +100,9 @@ def _arrays_of(path: Path, loaded: object) -> dict[str, _Array]:
 def _load_array(path: Path, loaded: np.lib.npyio.NpzFile, key: str) -> _Array:
     try:
         array: object = loaded[key]
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise DataError(
             f"cannot read {key} in {path} ({reason_of(error)}); "
             "write it again with numpy.savez as a plain array of numbers"

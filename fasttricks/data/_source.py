@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from ._errors import DataError
-from ._image_set import ImageSet
+from fasttricks.data._errors import DataError
+from fasttricks.data._image_set import ImageSet
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called as ``progress(done, total, what)`` during slow work."""

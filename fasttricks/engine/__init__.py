@@ -1,6 +1,6 @@
 """The training loop and what belongs to it: precision, evaluation, callbacks, history, files."""
 
-from fasttricks.engine._callbacks import Callback, FreezeAfter
+from fasttricks.engine._callbacks import Callback, FreezeAfter, WeightAverage
 from fasttricks.engine._device import choose_device
 from fasttricks.engine._evaluate import Evaluation, evaluate, predict
 from fasttricks.engine._files import replacing, write_json
@@ -17,6 +17,7 @@ __all__ = [
     "Precision",
     "Progress",
     "Trainer",
+    "WeightAverage",
     "choose_device",
     "evaluate",
     "predict",

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from torch.nn import Parameter
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
-from fasttricks._checks import check_integer
+from fasttricks._checks import check_fraction, check_integer
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
@@ -67,6 +68,48 @@ class FreezeAfter(Callback):
     @override
     def on_step_start(self, trainer: Trainer) -> None:
         """Freeze when the time has come."""
-        if trainer.step_count == self.steps:
+        if trainer.step_count >= self.steps:
             for parameter in self.parameters:
                 parameter.requires_grad_(False)
+
+
+class WeightAverage(Callback):
+    """Train as ever, and end with an exponential moving average of the weights.
+
+    After each update ``average <- decay * average + (1 - decay) * weights``, from the first update
+    on, for parameters and batch-norm statistics alike; after the last update of ``fit`` the average
+    takes the place of the model's weights. Between, it is ``average.module``.
+
+    Args:
+        decay: Share of the average that an update leaves, 0 to 1; an update counts for about
+            ``1 / (1 - decay)`` updates.
+
+    Attributes:
+        average: torch's ``AveragedModel``, from ``fit`` on.
+
+    Raises:
+        ValueError: If ``decay`` is not between 0 and 1.
+
+    Reference:
+        Polyak and Juditsky 1992; ``torch.optim.swa_utils``.
+    """
+
+    def __init__(self, *, decay: float) -> None:
+        check_fraction("decay", decay)
+        self.decay = decay
+        self.average: AveragedModel | None = None
+
+    @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Start from the model's weights."""
+        average_of = get_ema_multi_avg_fn(self.decay)
+        self.average = AveragedModel(trainer.model, multi_avg_fn=average_of, use_buffers=True)
+
+    @override
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Take the new weights in; after the last update, hand the average over."""
+        if self.average is None:
+            return
+        self.average.update_parameters(trainer.model)
+        if trainer.batches_done == trainer.total_steps:
+            trainer.model.load_state_dict(self.average.module.state_dict())

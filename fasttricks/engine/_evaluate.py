@@ -42,9 +42,9 @@ def predict(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     tta: str = "none",
-    precision: Precision | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the logits of every image and its target, with the model in evaluation mode.
+    precision: Precision | str = "fp32",
+) -> Tensor:
+    """Return the logits of every image, in order, with the model in evaluation mode.
 
     Args:
         model: Maps float images [N, C, H, W] to logits [N, num_classes]. Its training flags are
@@ -53,10 +53,10 @@ def predict(
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both.
-        precision: How to compute; fp32 by default.
+        precision: How to compute, a ``Precision`` or its name; "fp32" by default.
 
     Returns:
-        Logits [N, num_classes] in fp32 and targets [N] int64.
+        Logits [N, num_classes] in fp32.
 
     Raises:
         ValueError: If ``tta`` is unknown or ``batches`` is empty.
@@ -64,8 +64,31 @@ def predict(
     Reference:
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
     """
+    return _predict(model, batches, tta, precision)[0]
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    tta: str = "none",
+    precision: Precision | str = "fp32",
+) -> Evaluation:
+    """Measure accuracy and loss over all images; the arguments are those of ``predict``."""
+    start = time.perf_counter()
+    logits, targets = _predict(model, batches, tta, precision)
+    accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
+    loss = F.cross_entropy(logits, targets).item()
+    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start)
+
+
+def _predict(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], tta: str, precision: Precision | str
+) -> tuple[Tensor, Tensor]:
+    """Logits and targets of all batches."""
     check_choice("tta", tta, TTA)
-    precision = precision or Precision("fp32", device=_device_of(model))
+    if isinstance(precision, str):
+        precision = Precision(precision, device=_device_of(model))
     logits, targets = [], []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
     with _evaluation_mode(model), torch.no_grad():
@@ -76,21 +99,6 @@ def predict(
     if not logits:
         raise ValueError("batches must hold at least one batch, got none")
     return torch.cat(logits), torch.cat(targets)
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    tta: str = "none",
-    precision: Precision | None = None,
-) -> Evaluation:
-    """Measure accuracy and loss over all images; the arguments are those of ``predict``."""
-    start = time.perf_counter()
-    logits, targets = predict(model, batches, tta=tta, precision=precision)
-    accuracy = (logits.argmax(1) == targets).double().mean().item()
-    loss = F.cross_entropy(logits, targets).item()
-    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start)
 
 
 def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:

@@ -66,14 +66,14 @@ class Precision:
             for optimizer in optimizers:
                 optimizer.step()
             return True
-        # The scaler skips only the optimizer whose own gradients overflowed. Half an update is no
-        # update, so all are unscaled first, and all step or none does.
+        # The scaler would skip only the optimizer whose own gradients overflowed. Half an update is
+        # no update, so all are unscaled first, and all step or none does.
         for optimizer in optimizers:
             self._scaler.unscale_(optimizer)
         stepped = _gradients_are_finite(optimizers)
         if stepped:
             for optimizer in optimizers:
-                self._scaler.step(optimizer)
+                optimizer.step()
         self._scaler.update()
         self.skipped_steps += not stepped
         return stepped
@@ -93,7 +93,7 @@ class Precision:
 def _gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+    return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
 
 
 def _best_precision(device: torch.device) -> str:
@@ -108,6 +108,9 @@ def _best_precision(device: torch.device) -> str:
 def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively; emulated, autocast is slower than fp32."""
     if platform.machine().lower() in ("aarch64", "arm64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        # Apple's builds lack oneDNN and with it the question.
+        return torch.backends.mkldnn.is_available() and bool(
+            torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)

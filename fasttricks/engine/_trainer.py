@@ -47,7 +47,7 @@ class Trainer:
             or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
-        precision: "auto" (default), "fp32", "bf16" or "fp16"; see ``Precision``.
+        precision: "auto" (default), "fp32", "bf16", "fp16", or a ``Precision``.
         channels_last: Compute in channels_last memory format; on by default.
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
         callbacks: ``Callback`` objects, called in order.
@@ -78,7 +78,7 @@ class Trainer:
         lr: Schedule | None = None,
         schedulers: Sequence[Scheduler] = (),
         loss: Loss | None = None,
-        precision: str = "auto",
+        precision: Precision | str = "auto",
         channels_last: bool = True,
         micro_batch_size: int | None = None,
         callbacks: Sequence[Callback] = (),
@@ -92,7 +92,9 @@ class Trainer:
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.loss = loss or nn.CrossEntropyLoss()
-        self.precision = Precision(precision, device=self.device)
+        if isinstance(precision, str):
+            precision = Precision(precision, device=self.device)
+        self.precision = precision
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         if channels_last:
             model.to(memory_format=torch.channels_last)
@@ -104,6 +106,7 @@ class Trainer:
         self.history = History()
         self.step_count = 0
         self.train_seconds = 0.0
+        self.epoch_lr = self.lr
         self.epochs: float = 0
         self.total_steps = 0
         self.steps_per_epoch = 0
@@ -118,7 +121,8 @@ class Trainer:
     def step(self, batch: Batch) -> None:
         """Make one update from a batch: images [N, C, H, W], targets [N].
 
-        In fp16 an update whose gradients overflow is skipped, and the schedules stay in place.
+        In fp16 an update whose gradients overflow is skipped, and the schedules stay in place: a
+        run with k skipped updates ends k values before the end of its schedules.
 
         Raises:
             ValueError: If the batch holds no image.
@@ -126,6 +130,8 @@ class Trainer:
         images, targets = self._to_device(batch)
         if not len(images):
             raise ValueError("batch must hold at least one image, got an empty one")
+        # What an interrupted step left behind must not enter this one.
+        self._clear_gradients()
         part_size = self.micro_batch_size or len(images)
         for part, part_targets in zip(
             images.split(part_size), targets.split(part_size), strict=True
@@ -139,8 +145,7 @@ class Trainer:
             self.step_count += 1
             for scheduler in self.schedulers:
                 scheduler.step()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
 
     def fit(
         self, train: Iterable[Batch], epochs: float, *, val: Iterable[Batch] | None = None
@@ -167,11 +172,11 @@ class Trainer:
             raise ValueError("train must hold at least one batch, got an empty loader")
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
         self.total_steps = max(1, round(epochs * len(train)))
-        self._call("on_fit_start")
         try:
-            for epoch in range(math.ceil(self.total_steps / len(train))):
+            self._call("on_fit_start")
+            for _ in range(math.ceil(self.total_steps / len(train))):
                 self._train_epoch(train)
-                self._end_epoch(epoch + 1, val)
+                self._end_epoch(len(self.history) + 1, val)
         finally:
             self._call("on_fit_end")
         return self.history
@@ -186,7 +191,7 @@ class Trainer:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
         check_choice("tta", tta, TTA)
         batches = map(self._to_device, batches)
-        return predict(self.model, batches, tta=tta, precision=self.precision)[0]
+        return predict(self.model, batches, tta=tta, precision=self.precision)
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of this trainer in words, for a run's record."""
@@ -218,6 +223,8 @@ class Trainer:
             if self.device.type == "cpu":
                 self._check_loss()
             self._call("on_step_end")
+        if not self.totals.images:
+            raise ValueError("train must yield batches anew each epoch, got none in this one")
         self._check_loss()  # waits for the device, so that the time below is that of finished work
         self.totals.seconds = time.perf_counter() - start
         self.train_seconds += self.totals.seconds
@@ -254,8 +261,18 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         images, targets = batch
         if images.ndim == 4:
-            images = images.to(self.device, memory_format=self.memory_format, non_blocking=True)
-        return images.to(self.device), targets.to(self.device, non_blocking=True)
+            # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
+            images = images.to(
+                self.device,
+                memory_format=self.memory_format,
+                non_blocking=self.device.type == "cuda",
+            )
+        return images.to(self.device), targets.to(self.device)
+
+    def _clear_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
@@ -272,7 +289,12 @@ class _Totals:
         self._correct = torch.zeros((), device=device, dtype=torch.int64)
 
     def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch: its mean loss, and how many outputs have their maximum at the target."""
+        """Count a batch: its mean loss, and how many outputs have their maximum at the target.
+
+        Soft targets [N, num_classes] count by their largest class.
+        """
+        if targets.ndim > 1:
+            targets = targets.argmax(1)
         self.images += len(targets)
         self._loss += loss * len(targets)
         self._correct += (outputs.argmax(1) == targets).sum()

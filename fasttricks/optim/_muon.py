@@ -128,14 +128,6 @@ class Muon(Optimizer):
         adjust_lr: str = "original",
         normalize_weights: bool = False,
     ) -> None:
-        if not isinstance(lr, Tensor):
-            check_non_negative("lr", lr)
-        check_non_negative("momentum", momentum)
-        if momentum >= 1:
-            raise ValueError(f"momentum must be under 1, got momentum={momentum}")
-        check_non_negative("weight_decay", weight_decay)
-        check_integer("ns_steps", ns_steps, minimum=1)
-        check_choice("adjust_lr", adjust_lr, _ADJUSTMENTS)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -150,15 +142,13 @@ class Muon(Optimizer):
 
     @override
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; every parameter must have at least two dimensions."""
+        """Add a group; its numbers and the shapes of its parameters are checked."""
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
-            if parameter.ndim < 2:
-                self.param_groups.pop()
-                raise ValueError(
-                    "params must have at least 2 dimensions, got a parameter of shape "
-                    f"{tuple(parameter.shape)}; give biases and norms to SGD or AdamW"
-                )
+        try:
+            _check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -195,7 +185,9 @@ class Muon(Optimizer):
         rate = group["lr"] * _ADJUSTMENTS[group["adjust_lr"]](m, k)
         for parameter, update in zip(parameters, updates, strict=True):
             if group["normalize_weights"]:
-                parameter.mul_(math.sqrt(m) / torch.linalg.vector_norm(parameter))
+                # A weight of zeros, as of a zero-initialised residual, stays as it is.
+                norm = torch.linalg.vector_norm(parameter).clamp_min(1e-12)
+                parameter.mul_(math.sqrt(m) / norm)
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.sub_(rate * update.view(parameter.shape).to(parameter.dtype))
@@ -213,3 +205,20 @@ class Muon(Optimizer):
         if group["nesterov"]:
             return gradient.add(momentum, alpha=group["momentum"])
         return momentum
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    if not isinstance(group["lr"], Tensor):
+        check_non_negative("lr", group["lr"])
+    check_non_negative("momentum", group["momentum"])
+    if group["momentum"] >= 1:
+        raise ValueError(f"momentum must be under 1, got momentum={group['momentum']}")
+    check_non_negative("weight_decay", group["weight_decay"])
+    check_integer("ns_steps", group["ns_steps"], minimum=1)
+    check_choice("adjust_lr", group["adjust_lr"], _ADJUSTMENTS)
+    for parameter in group["params"]:
+        if parameter.ndim < 2:
+            raise ValueError(
+                "params must have at least 2 dimensions, got a parameter of shape "
+                f"{tuple(parameter.shape)}; give biases and norms to SGD or AdamW"
+            )

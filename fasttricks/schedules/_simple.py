@@ -147,7 +147,7 @@ class _Warmup(Schedule):
 def warmup(value: float, *, total_steps: int, start: float | None = None) -> Schedule:
     """A straight rise to ``value`` over ``total_steps`` updates, then held.
 
-    Join the rest of the run with ``.then``.     By default update k uses ``value * (k + 1) /
+    Join the rest of the run with ``.then``. By default update k uses ``value * (k + 1) /
     total_steps``, so that no update is wasted on a rate of 0.
 
     Args:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ._base import Pipeline, Transform
-from ._cutout import Cutout, cutout
-from ._draws import Draws
-from ._flip import AlternatingFlip, RandomHorizontalFlip
-from ._normalize import Normalize
-from ._resize import ProgressiveResize
-from ._translate import RandomTranslate
+from fasttricks.transforms._base import Pipeline, Transform
+from fasttricks.transforms._cutout import Cutout, cutout
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip
+from fasttricks.transforms._normalize import Normalize
+from fasttricks.transforms._resize import ProgressiveResize
+from fasttricks.transforms._translate import RandomTranslate
 
 __all__ = [
     "AlternatingFlip",

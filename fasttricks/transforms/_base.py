@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ._draws import Draws
+from fasttricks.transforms._draws import Draws
 
 Params = TypeVar("Params")
 Shape = tuple[int, ...]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .._checks import check_number
+import torch
+from torch import Tensor
+
+from fasttricks._checks import check_number
 
 
 def channel_numbers(name: str, values: object) -> tuple[float, ...]:
@@ -24,3 +27,13 @@ def check_fits_channels(name: str, numbers: Sequence[float], channels: int) -> N
             f"{name} must have one number for each channel or one for all, "
             f"got {len(numbers)} numbers and images of {channels} channels"
         )
+
+
+def constants_on(device: torch.device, numbers: Sequence[float], *, dtype: torch.dtype) -> Tensor:
+    """The numbers as a 1-D tensor on ``device``.
+
+    Made there, number by number: a copy from the host would wait for the device's queue to drain.
+    """
+    if device.type == "cpu":
+        return torch.tensor(numbers, dtype=dtype)
+    return torch.stack([torch.full((), n, dtype=dtype, device=device) for n in numbers])

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .._checks import check_fraction, check_integer
-from ._base import Shape, Transform
-from ._channels import channel_numbers, check_fits_channels
-from ._draws import Draws
-from ._layout import memory_format_of
+from fasttricks._checks import check_fraction, check_integer
+from fasttricks.transforms._base import Shape, Transform
+from fasttricks.transforms._channels import channel_numbers, check_fits_channels, constants_on
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._layout import memory_format_of
 
 Fill = float | Sequence[float] | str
 
@@ -186,10 +186,7 @@ def _fill_values(images: Tensor, fill: Fill) -> Tensor:
     check_fits_channels("fill", numbers, images.shape[1])
     if not images.is_floating_point():
         _check_representable(numbers, images.dtype)
-    if len(numbers) == 1:
-        # made on the device: a copy of one number to it would wait for the queue to drain
-        return torch.full((1, 1), numbers[0], dtype=images.dtype, device=images.device)
-    return torch.tensor([numbers], dtype=images.dtype, device=images.device)
+    return constants_on(images.device, numbers, dtype=images.dtype)[None]
 
 
 def _channel_means(images: Tensor) -> Tensor:

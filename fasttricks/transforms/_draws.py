@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .._checks import check_integer
+from fasttricks._checks import check_integer
 
 _Word = TypeVar("_Word", int, Tensor)
 _MASK = 0xFFFF_FFFF

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_fraction
-from ._base import Shape, Transform
-from ._draws import Draws
-from ._layout import memory_format_of
+from fasttricks._checks import check_fraction
+from fasttricks.transforms._base import Shape, Transform
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._layout import memory_format_of
 
 
 @dataclass(frozen=True)

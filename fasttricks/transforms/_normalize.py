@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_positive
-from ._base import Shape, Transform
-from ._channels import channel_numbers, check_fits_channels
-from ._draws import Draws
-from ._layout import memory_format_of
+from fasttricks._checks import check_positive
+from fasttricks.transforms._base import Shape, Transform
+from fasttricks.transforms._channels import channel_numbers, check_fits_channels, constants_on
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._layout import memory_format_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def normalize(
         [value * scale for value in (numbers if len(numbers) > 1 else numbers * channels)]
         for numbers in (channel_numbers("mean", mean), channel_numbers("std", std))
     ]
-    constants = torch.tensor(table, dtype=working, device=images.device)
+    constants = torch.stack([constants_on(images.device, row, dtype=working) for row in table])
     return _standardize(images, constants, working).to(dtype)
 
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._checks import check_integer
-from ._base import Shape, Transform
-from ._draws import Draws
-from ._layout import memory_format_of
+from fasttricks._checks import check_integer
+from fasttricks.transforms._base import Shape, Transform
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._layout import memory_format_of
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class ProgressiveResize(Transform[int | None]):
             if size is not None:
                 check_integer("each size of sizes", size, minimum=1)
         object.__setattr__(self, "sizes", dict(sorted(self.sizes.items())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.sizes.items()))
 
     def size_at(self, epoch: int) -> int | None:
         """The side in pixels at ``epoch``; None for the images' own size."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import check_choice, check_integer
-from ._base import Shape, Transform
-from ._draws import Draws
-from ._layout import take_pixels
+from fasttricks._checks import check_choice, check_integer
+from fasttricks.transforms._base import Shape, Transform
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._layout import take_pixels
 
 _MODES = ("reflect", "zero")
 

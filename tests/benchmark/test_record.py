@@ -40,6 +40,20 @@ def test_a_record_that_json_cannot_hold_leaves_no_record(tmp_path):
     assert not (tmp_path / "record.json").exists()
 
 
+def test_numbers_that_json_lacks_become_null(tmp_path):
+    record = {"history": [{"loss": float("nan"), "step": 1}], "seconds": float("inf")}
+    write_run(tmp_path, record=record, history=make_history(), model=nn.Linear(2, 2))
+    written = json.loads((tmp_path / "record.json").read_text())
+    assert written == {"history": [{"loss": None, "step": 1}], "seconds": None}
+
+
+def test_an_interrupted_rewrite_leaves_no_record_of_the_run_before(tmp_path):
+    write_run(tmp_path, record={"seed": 1}, history=make_history(), model=nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="at least one epoch"):
+        write_run(tmp_path, record={"seed": 2}, history=History(), model=nn.Linear(2, 2))
+    assert not (tmp_path / "record.json").exists()
+
+
 def test_the_environment_names_processor_and_versions():
     environment = describe_environment()
     json.dumps(environment)

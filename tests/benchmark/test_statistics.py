@@ -32,11 +32,12 @@ def test_the_target_itself_counts_as_reached():
 def test_one_run_has_no_interval():
     summary = summarize([94.0])
     assert (summary.mean, summary.std, summary.interval) == (94.0, 0.0, None)
-    assert str(summary) == "94.00 (1 run)"
+    assert summary.text() == "94.00 (1 run)"
+    assert summarize([94.0], target=94).text("%") == "94.00 % (1 run, 100% at the target)"
 
 
 def test_the_text_holds_mean_deviation_interval_and_share():
-    text = str(summarize([93.0, 94.0, 95.0], target=94))
+    text = summarize([93.0, 94.0, 95.0], target=94).text()
     # t(2) = 4.303, so the half width is 4.303 * 1 / sqrt(3) = 2.48.
     assert text == "94.00 ± 1.00 (95 % interval 91.52 to 96.48, 3 runs, 67% at the target)"
 

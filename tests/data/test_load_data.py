@@ -74,5 +74,5 @@ def test_without_pillow_the_error_says_what_to_install(make_tree, tmp_path, monk
 
 def test_without_torchvision_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(ImportError, match="pip install torchvision"):
+    with pytest.raises(ImportError, match="pip install torch torchvision"):
         load_data(cache_dir=tmp_path / "cache")

@@ -56,7 +56,7 @@ def test_views_are_averaged_as_a_plain_loop_does(tta):
                 logits += weight * model(view[None])[0]
             expected.append(logits)
     targets = torch.zeros(7, dtype=torch.int64)
-    logits, _ = predict(model, [(images[:4], targets[:4]), (images[4:], targets[4:])], tta=tta)
+    logits = predict(model, [(images[:4], targets[:4]), (images[4:], targets[4:])], tta=tta)
     torch.testing.assert_close(logits, torch.stack(expected))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fasttricks.engine import Callback, FreezeAfter, Trainer
+from fasttricks.engine import Callback, FreezeAfter, Precision, Trainer, WeightAverage
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 from fasttricks.schedules import linear
@@ -178,6 +178,71 @@ def test_freeze_after_stops_the_parameter_at_that_update():
     quiet(model, sgd(model), callbacks=[freeze, Keep()]).fit(make_batches(6), epochs=1)
     moved = [not torch.equal(a, b) for a, b in pairwise(snapshots)]
     assert moved == [True, True, False, False, False]
+
+
+def test_the_weight_average_is_that_of_its_formula_and_ends_in_the_model():
+    model, weights = make_model(), []
+
+    class Keep(Callback):
+        def on_step_end(self, trainer):
+            weights.append({n: v.detach().clone() for n, v in model.state_dict().items()})
+
+    callbacks = [Keep(), WeightAverage(decay=0.75)]
+    quiet(model, sgd(model), callbacks=callbacks).fit(make_batches(4), epochs=2)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            expected = weights[0][name]  # the first update is taken as it is
+            for later in weights[1:]:
+                expected = 0.75 * expected + 0.25 * later[name]
+            torch.testing.assert_close(value, expected)
+
+
+def test_an_epoch_counts_on_over_calls_of_fit():
+    model = make_model()
+    trainer = quiet(model, sgd(model))
+    trainer.fit(make_batches(2), epochs=2)
+    assert trainer.fit(make_batches(2), epochs=1)["epoch"] == [1, 2, 3]
+
+
+def test_gradients_left_by_an_interrupted_step_do_not_enter_the_next():
+    clean, stale = make_model(), make_model()
+    for parameter in stale.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for model in (clean, stale):
+        quiet(model, sgd(model)).step(make_batches(1)[0])
+    assert_same_weights(clean, stale)
+
+
+def test_soft_targets_count_by_their_largest_class():
+    model = make_model()
+    images, targets = make_batches(1)[0]
+    soft = nn.functional.one_hot(targets, 5) * 0.9 + 0.02
+    rows = [
+        quiet(same, sgd(same)).fit([(images, each)], epochs=1).rows[0]
+        for each, same in ((targets, copy.deepcopy(model)), (soft, model))
+    ]
+    assert rows[0]["accuracy"] == rows[1]["accuracy"]
+
+
+def test_a_precision_object_is_taken_as_it_is():
+    model, precision = make_model(), Precision("bf16")
+    assert quiet(model, sgd(model), precision=precision).precision is precision
+
+
+def test_a_loader_that_runs_dry_is_named():
+    class Once:
+        def __init__(self):
+            self.batches = iter(make_batches(2))
+
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            return self.batches
+
+    model = make_model()
+    with pytest.raises(ValueError, match="train must yield batches anew each epoch"):
+        quiet(model, sgd(model)).fit(Once(), epochs=2)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

@@ -181,6 +181,20 @@ def test_bad_numbers_are_named(options, message):
         Muon([torch.nn.Parameter(torch.ones(2, 2))], **options)
 
 
+def test_a_group_of_its_own_numbers_is_checked_and_left_out():
+    optimizer = Muon([torch.nn.Parameter(torch.ones(2, 2))])
+    with pytest.raises(ValueError, match="momentum must be under 1, got momentum=2"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 2))], "momentum": 2})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_weight_of_zeros_moves_and_stays_finite():
+    parameter = with_gradient(torch.zeros(4, 6))
+    Muon([parameter], lr=0.1, normalize_weights=True).step()
+    assert parameter.isfinite().all()
+    assert parameter.any()
+
+
 def test_a_bias_is_refused_with_its_shape():
     with pytest.raises(ValueError, match=r"at least 2 dimensions, got a parameter of shape \(3,\)"):
         Muon([torch.nn.Parameter(torch.ones(3))])
