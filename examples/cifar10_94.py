@@ -102,6 +102,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
         ],
         loss=torch.nn.CrossEntropyLoss(label_smoothing=0.2),
         precision=plan.precision,
+        # Parts of 500 stay nearer to a CPU's caches; a GPU takes the batch whole.
+        micro_batch_size=500 if plan.device == "cpu" else None,
         callbacks=[ft.FreezeAfter(bias, steps=len(loader)), ft.WeightAverage(decay=0.97)],
     )
     return trainer, loader
@@ -137,7 +139,7 @@ class Recipe:
 
 
 RECIPES = {
-    "speedrun": Recipe(speedrun, epochs=11, batch_size=1000, tta="mirror_translate"),
+    "speedrun": Recipe(speedrun, epochs=10.5, batch_size=1000, tta="mirror_translate"),
     "article": Recipe(article, epochs=24, batch_size=512, tta="mirror"),
 }
 
@@ -261,7 +263,7 @@ def parse_arguments() -> argparse.Namespace:
         "(default: the cache, else a download, else scikit-learn's digits)")  # fmt: skip
     add("--output", type=Path, metavar="DIR", help="run folder (default: runs/<recipe>-<time>)")
     add("--epochs", type=float, help="passes over the training images, may be a fraction "
-        "(default: 11 for speedrun, 24 for article)")  # fmt: skip
+        "(default: 10.5 for speedrun, 24 for article)")  # fmt: skip
     add("--batch-size", type=int, help="images an update; the rates follow it "
         "(default: 1000 for speedrun, 512 for article, less for a small data set)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the run, or of the first one (default: 0)")

@@ -86,8 +86,8 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
     """
     n, c, h, w = images.shape
     storage = images.permute(0, 2, 3, 1).reshape(n, h, w, c)
-    # Whole images are chosen from both views: twice as quick on a CPU as `where` or a gather of
-    # pixels, which work in runs of C numbers.
+    # Whole images are chosen from both views: quicker on a CPU than `where` or a gather of pixels,
+    # which work in runs of C numbers.
     both = torch.cat([storage, storage.flip(2)]).view(2 * n, h * w * c)
     chosen = both.index_select(0, torch.arange(n, device=images.device) + n * flip)
     flipped = chosen.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -1,0 +1,86 @@
+"""What share of a training step goes to loading and augmentation, for both recipes of the example.
+
+    python benchmarks/loader_share.py --data cifar10.npz --output loader_share.json
+
+Times the making of a batch and the whole step, at every image size that the recipe trains on, after
+two steps of warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fasttricks as ft
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "cifar10_94.py"
+
+
+def load_example() -> Any:
+    """Import the example as a module."""
+    spec = importlib.util.spec_from_file_location("cifar10_94", EXAMPLE)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot import {EXAMPLE}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["cifar10_94"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def measure(trainer: ft.Trainer, loader: ft.DeviceLoader, epoch: int, steps: int) -> dict[str, Any]:
+    """Return milliseconds a step, the share of it that makes the batch, and the image size."""
+    synchronize = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
+    loader.set_epoch(epoch)
+    batches = iter(loader)
+    loading = whole = 0.0
+    for step in range(steps + 2):
+        start = time.perf_counter()
+        batch = next(batches)
+        synchronize()
+        loaded = time.perf_counter()
+        trainer.step(batch)
+        synchronize()
+        if step >= 2:
+            loading += loaded - start
+            whole += time.perf_counter() - start
+    return {
+        "epoch": epoch,
+        "image_size": batch[0].shape[-1],
+        "step_ms": 1000 * whole / steps,
+        "images_per_second": loader.batch_size * steps / whole,
+        "loading_share": loading / whole,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps a size (default: 10)")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    example, device = load_example(), ft.choose_device(args.device)
+    train, _ = ft.load_data(args.data)
+    rows = []
+    for name, recipe in example.RECIPES.items():
+        torch.manual_seed(0)
+        plan = example.Plan(train, True, recipe.epochs, recipe.batch_size, "auto", device, 0)
+        trainer, loader = recipe.build(plan)
+        trainer.model.train()
+        last = int(recipe.epochs) - 1
+        epochs = [0, last // 2, last] if name == "speedrun" else [0]
+        for epoch in epochs:
+            rows.append({"recipe": name, **measure(trainer, loader, epoch, args.steps)})
+            print(rows[-1], flush=True)
+    if args.output:
+        ft.write_json(args.output, {"rows": rows, **ft.describe_environment(device)})
+
+
+if __name__ == "__main__":
+    main()
