@@ -27,6 +27,7 @@ def load_example() -> Any:
     spec = importlib.util.spec_from_file_location("cifar10_94", EXAMPLE)
     if spec is None or spec.loader is None:
         raise ImportError(f"cannot import {EXAMPLE}")
+    sys.path.insert(0, str(EXAMPLE.parent))  # as for a script, whose folder holds what it imports
     module = importlib.util.module_from_spec(spec)
     sys.modules["cifar10_94"] = module
     spec.loader.exec_module(module)

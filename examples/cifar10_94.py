@@ -9,19 +9,17 @@ CELU, one cycle, Cutout, mixed precision.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
+from _shared import DIGITS, Parser, check, errors_in_one_line, load
 
 import fasttricks as ft
-
-DIGITS = "handwritten digits of scikit-learn (not CIFAR-10)"
 
 
 @dataclass(frozen=True)
@@ -193,25 +191,6 @@ def run_once(
     return record
 
 
-def load(args: argparse.Namespace) -> tuple[ft.ImageSet, ft.ImageSet, bool]:
-    """Return the training set, the test set, and whether they are digits in CIFAR-10's place."""
-    try:
-        return *ft.load_data(args.data, progress=show_loading), False
-    except ft.DataUnavailableError as error:
-        if args.data is not None or args.target is not None:
-            raise
-        print(
-            f"{error}\nTraining on the {DIGITS} instead. For CIFAR-10 pass --data PATH.", flush=True
-        )
-        return *ft.read_digits(), True
-
-
-def show_loading(done: int, total: int, what: str) -> None:
-    """Show on a terminal how far reading has come."""
-    if sys.stdout.isatty():
-        print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", flush=True)
-
-
 def run(args: argparse.Namespace) -> None:
     """Check the arguments, load the data, train every seed, report."""
     recipe = RECIPES[args.recipe]
@@ -224,7 +203,7 @@ def run(args: argparse.Namespace) -> None:
     check("--runs", args.runs)
     check("--target", target, above=0, most=100)
     check("--seed", args.seed, above=-1, most=2**32)
-    train, test, is_digits = load(args)
+    train, test, is_digits = load(args.data, may_stand_in=args.target is None)
     # A small set gets smaller batches, so that an epoch has some twenty updates.
     usual = min(recipe.batch_size, len(train), max(16, len(train) // 20))
     batch_size = usual if args.batch_size is None else args.batch_size
@@ -244,24 +223,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"{name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}")
 
 
-def check(name: str, value: float, *, above: float = 0, most: float = 1e9) -> None:
-    """Raise unless above < value <= most."""
-    if not above < value <= most:
-        raise ValueError(f"{name} must be greater than {above} and at most {most:g}, got {value:g}")
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = fail  # type: ignore[method-assign]  # one line, without the usage
+    parser = Parser(__doc__, output="runs/<recipe>-<time>")
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="speedrun", help="what to train (default: speedrun)")
-    add("--data", metavar="PATH", help="torchvision's CIFAR-10 folder, a folder of train/<class>/* "
-        "and test/<class>/* images, or an .npz with x_train, y_train, x_test, y_test "
-        "(default: the cache, else a download, else scikit-learn's digits)")  # fmt: skip
-    add("--output", type=Path, metavar="DIR", help="run folder (default: runs/<recipe>-<time>)")
     add("--epochs", type=float, help="passes over the training images, may be a fraction "
         "(default: 10.5 for speedrun, 24 for article)")  # fmt: skip
     add("--batch-size", type=int, help="images an update; the rates follow it "
@@ -270,24 +236,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--runs", type=int, default=1, help="train with this many seeds (default: 1)")
     add("--target", type=float, metavar="PERCENT",
         help="accuracy that a run should reach (default: 94)")  # fmt: skip
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    add("--precision", choices=["auto", "fp32", "bf16", "fp16"], default="auto",
-        help="of the forward pass (default: auto, the fastest that the device has)")  # fmt: skip
     return parser.parse_args()
 
 
-def fail(message: object) -> NoReturn:
-    """End with one line that says what was wrong."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         run(parse_arguments())
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError) as error:
-        fail(error)
-    except torch.OutOfMemoryError as error:
-        fail(f"out of memory, use a smaller --batch-size ({str(error).splitlines()[0]})")
-    except KeyboardInterrupt:
-        sys.exit(130)

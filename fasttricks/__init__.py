@@ -36,8 +36,10 @@ from fasttricks.engine import (
     choose_device,
     evaluate,
     predict,
+    preserve_training_state,
     write_json,
 )
+from fasttricks.lr_range_test import RangeTest, lr_range_test
 from fasttricks.lr_scheduler import CyclicLR, OneCycleLR, ScheduledGroups
 from fasttricks.models import (
     ResNet9,
@@ -103,6 +105,7 @@ __all__ = [
     "ProgressiveResize",
     "RandomHorizontalFlip",
     "RandomTranslate",
+    "RangeTest",
     "ResNet9",
     "Schedule",
     "ScheduledGroups",
@@ -123,11 +126,13 @@ __all__ = [
     "exp_range",
     "linear",
     "load_data",
+    "lr_range_test",
     "make_run_folder",
     "one_cycle",
     "orthogonalize",
     "piecewise_linear",
     "predict",
+    "preserve_training_state",
     "read_digits",
     "resnet9",
     "speedrun_net",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from fasttricks.engine import History
+    from fasttricks.lr_range_test import RangeTest
 
-__all__ = ["plot_history"]
+__all__ = ["plot_history", "plot_range_test"]
 
 
 def plot_history(history: History) -> Figure:
@@ -43,6 +45,36 @@ def plot_history(history: History) -> Figure:
         panel.set(title=title, xlabel="update")
         panel.grid(alpha=0.3)
     return figure
+
+
+def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
+    """Draw a range test: the losses, raw and smoothed, against the rate, and what is suggested.
+
+    Args:
+        result: What ``lr_range_test`` returned.
+        ax: Axes to draw on; those of a new figure by default.
+
+    Returns:
+        The axes; ``.figure.savefig(...)`` keeps the picture.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    if ax is None:
+        ax = _new_figure(figsize=(6, 4)).subplots()
+    ax.plot(result.rates, result.losses, color="0.75", linewidth=1, label="loss")
+    ax.plot(result.rates, result.smoothed, color="tab:blue", label="smoothed")
+    ax.axvline(
+        result.base_lr, color="tab:green", linestyle="--", label=f"base_lr {result.base_lr:.3g}"
+    )
+    ax.axvline(result.max_lr, color="tab:red", linestyle="--", label=f"max_lr {result.max_lr:.3g}")
+    ax.axvspan(result.base_lr, result.max_lr, color="tab:green", alpha=0.08)
+    # A diverged end would press the rest of the curve flat.
+    low, start = min(result.smoothed), result.losses[0]
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    ax.set_ylim(low - 0.1 * (start - low), start + 0.5 * (start - low) + 1e-6)
+    ax.legend(frameon=False)
+    return ax
 
 
 def _new_figure(**options: Any) -> Figure:

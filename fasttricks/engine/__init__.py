@@ -6,6 +6,7 @@ from fasttricks.engine._evaluate import Evaluation, evaluate, predict
 from fasttricks.engine._files import replacing, write_json
 from fasttricks.engine._history import History
 from fasttricks.engine._precision import Precision
+from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._progress import Progress
 from fasttricks.engine._trainer import Trainer
 
@@ -21,6 +22,7 @@ __all__ = [
     "choose_device",
     "evaluate",
     "predict",
+    "preserve_training_state",
     "replacing",
     "write_json",
 ]

@@ -118,8 +118,8 @@ class Trainer:
         """The next update's learning rate, of the first group of the first optimizer."""
         return float(self.optimizers[0].param_groups[0]["lr"])
 
-    def step(self, batch: Batch) -> None:
-        """Make one update from a batch: images [N, C, H, W], targets [N].
+    def step(self, batch: Batch) -> Tensor:
+        """Make one update from a batch, images [N, C, H, W] and targets [N]; return its mean loss.
 
         In fp16 an update whose gradients overflow is skipped, and the schedules stay in place: a
         run with k skipped updates ends k values before the end of its schedules.
@@ -132,6 +132,7 @@ class Trainer:
             raise ValueError("batch must hold at least one image, got an empty one")
         # What an interrupted step left behind must not enter this one.
         self._clear_gradients()
+        total = torch.zeros((), device=self.device)
         part_size = self.micro_batch_size or len(images)
         for part, part_targets in zip(
             images.split(part_size), targets.split(part_size), strict=True
@@ -140,12 +141,14 @@ class Trainer:
                 outputs = self.model(part)
             loss = self.loss(outputs.float(), part_targets)
             self.precision.backward(loss * (len(part) / len(images)))
+            total += loss.detach() * (len(part) / len(images))
             self.totals.add(loss.detach(), outputs.detach(), part_targets)
         if self.precision.step(self.optimizers):
             self.step_count += 1
             for scheduler in self.schedulers:
                 scheduler.step()
         self._clear_gradients()
+        return total
 
     def fit(
         self, train: Iterable[Batch], epochs: float, *, val: Iterable[Batch] | None = None

@@ -1,0 +1,87 @@
+"""What the examples share: the command line, the data with its stand-in, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+import fasttricks as ft
+
+DIGITS = "handwritten digits of scikit-learn (not CIFAR-10)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with the options of every example, whose errors are one line."""
+
+    def __init__(self, description: str | None, *, output: str) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.add_argument(
+            "--data",
+            metavar="PATH",
+            help="torchvision's CIFAR-10 folder, a folder of train/<class>/* and test/<class>/* "
+            "images, or an .npz with x_train, y_train, x_test, y_test "
+            "(default: the cache, else a download, else scikit-learn's digits)",
+        )
+        self.add_argument("--output", type=Path, metavar="DIR", help=f"(default: {output})")
+        self.add_argument("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+        self.add_argument(
+            "--precision",
+            choices=["auto", "fp32", "bf16", "fp16"],
+            default="auto",
+            help="of the forward pass (default: auto, the fastest that the device has)",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with the message alone, without the usage."""
+        fail(message)
+
+
+def fail(message: object) -> NoReturn:
+    """End with one line that says what was wrong."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End a program with one line and exit code 2 on an error that its user can mend."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError) as error:
+        fail(error)
+    except torch.OutOfMemoryError as error:
+        fail(f"out of memory, use a smaller batch ({str(error).splitlines()[0]})")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def check(name: str, value: float, *, above: float = 0, most: float = 1e9) -> None:
+    """Raise unless above < value <= most."""
+    if not above < value <= most:
+        raise ValueError(f"{name} must be greater than {above} and at most {most:g}, got {value:g}")
+
+
+def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.ImageSet, bool]:
+    """Return the training set, the test set, and whether they are digits in CIFAR-10's place."""
+    try:
+        return *ft.load_data(path, progress=show_loading), False
+    except ft.DataUnavailableError as error:
+        if path is not None or not may_stand_in:
+            raise
+        print(error)
+        print(f"Training on the {DIGITS} instead. For CIFAR-10 pass --data PATH.", flush=True)
+        return *ft.read_digits(), True
+
+
+def show_loading(done: int, total: int, what: str) -> None:
+    """Show on a terminal how far reading has come."""
+    if sys.stdout.isatty():
+        print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", flush=True)

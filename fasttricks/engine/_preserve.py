@@ -1,0 +1,143 @@
+"""Training that leaves no trace: everything a few updates change, kept and put back."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fasttricks.engine._precision import Precision
+
+Undo = Callable[[], None]
+
+
+@contextmanager
+def preserve_training_state(
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    loader: object = None,
+    *,
+    precision: Precision | None = None,
+) -> Iterator[None]:
+    """Run a block of training and put everything back afterwards, byte for byte, errors included.
+
+    Kept are parameters, buffers, gradients, training flags and ``requires_grad``; the optimizers'
+    groups and state; the scale of fp16; the random states of torch (CPU and CUDA), Python, and
+    NumPy if it is loaded; and the loader's place: a ``DeviceLoader``'s epoch, or the generators of
+    a ``DataLoader`` and its sampler. Tensors are written in place: references to them stay good.
+
+    Args:
+        model: Its parameters, buffers and flags.
+        optimizers: Their groups and state.
+        loader: A ``DeviceLoader``, a ``DataLoader``, or anything that holds no place of its own.
+        precision: Its scaler, if it has one.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        >>> before = layer.weight.detach().clone()
+        >>> with preserve_training_state(layer, [optimizer]):
+        ...     layer(torch.ones(1, 2)).sum().backward()
+        ...     optimizer.step()
+        >>> torch.equal(layer.weight, before), layer.weight.grad is None
+        (True, True)
+    """
+    undo = [
+        *_keep_tensors(model),
+        *(_keep_optimizer(optimizer) for optimizer in optimizers),
+        *_keep_random_states(loader),
+    ]
+    if precision is not None:
+        state = copy.deepcopy(precision.state_dict())
+        undo.append(lambda: precision.load_state_dict(state))
+    if hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
+        epoch = loader.epoch
+        undo.append(lambda: loader.set_epoch(epoch))
+    try:
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+def _keep_tensors(model: nn.Module) -> list[Undo]:
+    values = [(t, t.detach().clone()) for t in chain(model.parameters(), model.buffers())]
+    kept = [
+        (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
+        for p in model.parameters()
+    ]
+    modes = {module: module.training for module in model.modules()}
+
+    @torch.no_grad()
+    def restore() -> None:
+        for tensor, value in values:
+            tensor.copy_(value)
+        for parameter, trains, gradient, content in kept:
+            parameter.requires_grad_(trains)
+            if gradient is not None and content is not None:
+                gradient.copy_(content)
+            parameter.grad = gradient
+        for module, mode in modes.items():
+            module.training = mode
+
+    return [restore]
+
+
+def _keep_optimizer(optimizer: Optimizer) -> Undo:
+    state = {p: {k: _copy(v) for k, v in own.items()} for p, own in optimizer.state.items()}
+    groups = [
+        {name: (value, _copy(value)) for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
+
+    @torch.no_grad()
+    def restore() -> None:
+        optimizer.state.clear()
+        optimizer.state.update(state)
+        for group, kept in zip(optimizer.param_groups, groups, strict=True):
+            for name, (value, content) in kept.items():
+                if isinstance(value, Tensor):
+                    value.copy_(content)
+                group[name] = value if isinstance(value, Tensor) else content
+
+    return restore
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
+def _keep_random_states(loader: object) -> list[Undo]:
+    undo: list[Undo] = []
+    cpu, python = torch.get_rng_state(), random.getstate()
+    undo += [lambda: torch.set_rng_state(cpu), lambda: random.setstate(python)]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        cuda = torch.cuda.get_rng_state_all()
+        undo.append(lambda: torch.cuda.set_rng_state_all(cuda))
+    if "numpy" in sys.modules:
+        numpy_random = sys.modules["numpy"].random
+        numpy_state = numpy_random.get_state()
+        undo.append(lambda: numpy_random.set_state(numpy_state))
+    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    for owner in (loader, *samplers):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            undo.append(_keep_generator(generator))
+    return undo
+
+
+def _keep_generator(generator: torch.Generator) -> Undo:
+    state = generator.get_state()
+
+    def restore() -> None:
+        generator.set_state(state)
+
+    return restore

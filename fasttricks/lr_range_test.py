@@ -1,0 +1,315 @@
+"""The learning-rate range test: a short run at rising rates, and the numbers that it suggests.
+
+The curve holds, for every update, its rate and the training loss before it. Rules read the smoothed
+loss (an exponential moving average with its start corrected), against the logarithm of the rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fasttricks._checks import (
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_number,
+    check_positive,
+)
+from fasttricks.engine import Trainer, preserve_training_state
+from fasttricks.engine._trainer import Batch, Loss
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["RULES", "RangeTest", "lr_range_test", "suggest_range"]
+
+Curve = npt.NDArray[np.float64]
+
+# Smith 2015, section 3.2: a half cycle of 2 to 10 epochs works well.
+_STEP_SIZE_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The curve of a range test and what it suggests.
+
+    Attributes:
+        rates: The rate of each update, rising.
+        losses: The training loss of each update.
+        smoothed: The losses, smoothed.
+        max_lr: Suggested peak of a one cycle or of a triangular schedule.
+        base_lr: Suggested foot of a triangular schedule: where the loss begins to fall.
+        step_size_epochs: Suggested half cycle, in epochs.
+        step_size: The same in updates; ``None`` if the loader has no length.
+        diverged: Whether the test ended early because the loss had risen too far.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    max_lr: float
+    base_lr: float
+    step_size_epochs: int
+    step_size: int | None
+    diverged: bool
+
+    def suggest(self, rule: str) -> float:
+        """Return the rate that a rule by name reads off the curve.
+
+        Args:
+            rule: "minimum", a tenth of the rate at the lowest loss; "steep", the rate of the
+                steepest fall; "valley", inside the longest fall, halfway through its middle third;
+                "slide", from the right, the first rate where the slope changes no more.
+
+        Raises:
+            ValueError: If the rule is unknown.
+
+        Reference:
+            The rules of fastai's ``lr_find`` (Howard and Gugger 2020), written anew.
+        """
+        check_choice("rule", rule, RULES)
+        return float(RULES[rule](np.array(self.rates), np.array(self.smoothed)))
+
+    def plot(self, *, ax: Axes | None = None) -> Axes:
+        """Draw the curve with the suggested rates; needs matplotlib."""
+        from fasttricks.plots import plot_range_test
+
+        return plot_range_test(self, ax=ax)
+
+
+def lr_range_test(
+    model: nn.Module | Trainer,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    loader: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    *,
+    start_lr: float = 1e-4,
+    end_lr: float = 10.0,
+    num_steps: int = 100,
+    ramp: str = "exponential",
+    smoothing: float = 0.9,
+    divergence: float = 4.0,
+    precision: str = "auto",
+) -> RangeTest:
+    """Train for a few updates at rising rates, put everything back, and suggest rates.
+
+    Update k of n uses ``start_lr (end_lr / start_lr)^(k / (n - 1))``, or with a linear ramp
+    ``start_lr + (end_lr - start_lr) k / (n - 1)``. Groups keep the ratio of their rates to the
+    first group's. Afterwards weights, statistics, gradients, the optimizer, random states and the
+    loader's place are what they were, byte for byte, also after an error.
+
+    Args:
+        model: The module, or a ``Trainer``, whose model, optimizers, loss and precision are used.
+        optimizer: One or several, as they will be used for training; none with a ``Trainer``.
+        loader: Yields batches (images, targets); begun anew when it ends.
+        loss: Maps (outputs, targets) to the mean loss; cross-entropy by default.
+        start_lr: First rate, above 0; 1e-4 by default.
+        end_lr: Last rate; 10 by default.
+        num_steps: Updates, at least 10; 100 by default.
+        ramp: "exponential" (default) or "linear".
+        smoothing: Share of the moving average that an update leaves, 0 to 1; 0.9 by default.
+        divergence: The test ends once the smoothed loss is this many times its minimum; 4.
+        precision: As for ``Trainer``; "auto" by default.
+
+    Returns:
+        The ``RangeTest``.
+
+    Raises:
+        ValueError: If a number is out of its range, ``loader`` is missing or empty, or the loss is
+            not finite at the first update.
+        TypeError: If a module comes without an optimizer, or a ``Trainer`` with one.
+
+    Reference:
+        Smith 2015, "Cyclical learning rates for training neural networks" (arXiv 1506.01186),
+        section 3.3.
+    """
+    check_positive("start_lr", start_lr)
+    check_positive("end_lr", end_lr)
+    if end_lr <= start_lr:
+        raise ValueError(
+            f"end_lr must be greater than start_lr, got end_lr={end_lr} and start_lr={start_lr}"
+        )
+    check_integer("num_steps", num_steps, minimum=10)
+    check_choice("ramp", ramp, ("exponential", "linear"))
+    check_fraction("smoothing", smoothing)
+    if smoothing == 1:
+        raise ValueError(f"smoothing must be under 1, got smoothing={smoothing}")
+    check_number("divergence", divergence)
+    if divergence <= 1:
+        raise ValueError(f"divergence must be greater than 1, got divergence={divergence}")
+    trainer = _trainer_of(model, optimizer, loss, precision)
+    if loader is None:
+        raise ValueError("loader must be given, got none; pass loader=...")
+    rates = _ramp(start_lr, end_lr, num_steps, ramp)
+    with preserve_training_state(
+        trainer.model, trainer.optimizers, loader, precision=trainer.precision
+    ):
+        losses, diverged = _sweep(trainer, loader, rates, smoothing, divergence)
+    return _read_curve(rates[: len(losses)], np.array(losses), smoothing, diverged, loader)
+
+
+def _trainer_of(
+    model: nn.Module | Trainer,
+    optimizer: Optimizer | Sequence[Optimizer] | None,
+    loss: Loss | None,
+    precision: str,
+) -> Trainer:
+    if isinstance(model, Trainer):
+        if optimizer is not None or loss is not None:
+            raise TypeError("optimizer and loss must be left out with a Trainer, which has its own")
+        return Trainer(
+            model.model,
+            model.optimizers,
+            loss=model.loss,
+            precision=model.precision,
+            channels_last=model.memory_format is torch.channels_last,
+            micro_batch_size=model.micro_batch_size,
+            progress=False,
+        )
+    if optimizer is None:
+        raise TypeError("optimizer must be given with a module, got None")
+    # Not channels_last, which would lay the module's weights out anew for good.
+    return Trainer(
+        model, optimizer, loss=loss, precision=precision, channels_last=False, progress=False
+    )
+
+
+def _ramp(start: float, end: float, steps: int, kind: str) -> Curve:
+    return (
+        np.geomspace(start, end, steps) if kind == "exponential" else np.linspace(start, end, steps)
+    )
+
+
+def _sweep(
+    trainer: Trainer, loader: Iterable[Batch], rates: Curve, smoothing: float, divergence: float
+) -> tuple[list[float], bool]:
+    """Train at each rate; return the losses, and whether they rose too far before the end."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    first = float(groups[0]["lr"])
+    ratios = [float(group["lr"]) / first if first > 0 else 1.0 for group in groups]
+    losses: list[float] = []
+    average, lowest = 0.0, math.inf
+    trainer.model.train()
+    for rate, batch in zip(rates, _endless(loader), strict=False):
+        for group, ratio in zip(groups, ratios, strict=True):
+            set_rate(group, rate * ratio)
+        value = float(trainer.step(batch))
+        if not losses and not math.isfinite(value):
+            raise ValueError(f"the loss must be finite at the first update, got {value}")
+        if not math.isfinite(value):
+            return losses, True
+        losses.append(value)
+        average = smoothing * average + (1 - smoothing) * value
+        corrected = average / (1 - smoothing ** len(losses))
+        lowest = min(lowest, corrected)
+        if len(losses) > 10 and corrected > divergence * lowest:
+            return losses, True
+    return losses, False
+
+
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's rate; a tensor is written in place."""
+    if hasattr(group["lr"], "fill_"):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
+        count = 0
+        for batch in loader:
+            count += 1
+            yield batch
+        if not count:
+            raise ValueError("loader must hold at least one batch, got an empty one")
+
+
+def _smooth(losses: Curve, smoothing: float) -> Curve:
+    average, out = 0.0, []
+    for count, value in enumerate(losses, start=1):
+        average = smoothing * average + (1 - smoothing) * value
+        out.append(average / (1 - smoothing**count))
+    return np.array(out)
+
+
+def _read_curve(
+    rates: Curve, losses: Curve, smoothing: float, diverged: bool, loader: Iterable[Batch]
+) -> RangeTest:
+    smoothed = _smooth(losses, smoothing)
+    max_lr, base_lr = suggest_range(rates, smoothed)
+    length = len(loader) if isinstance(loader, Sized) else None
+    return RangeTest(
+        rates=tuple(map(float, rates)),
+        losses=tuple(map(float, losses)),
+        smoothed=tuple(map(float, smoothed)),
+        max_lr=max_lr,
+        base_lr=base_lr,
+        step_size_epochs=_STEP_SIZE_EPOCHS,
+        step_size=None if length is None else _STEP_SIZE_EPOCHS * length,
+        diverged=diverged,
+    )
+
+
+def suggest_range(rates: Curve, smoothed: Curve) -> tuple[float, float]:
+    """Read max_lr and base_lr off a smoothed curve.
+
+    Smoothing delays the curve: its lowest point lies right of where the loss stops falling.
+    ``max_lr`` is where nine tenths of the fall are done, ``base_lr`` where one tenth is.
+    """
+    lowest = int(smoothed.argmin())
+    top = float(smoothed[: lowest + 1].max())
+    fall = top - float(smoothed[lowest])
+    done = (top - smoothed[: lowest + 1]) / fall if fall > 0 else np.ones(lowest + 1)
+    max_lr = float(rates[int(np.argmax(done >= 0.9))])
+    after_top = int(smoothed[: lowest + 1].argmax())
+    began = after_top + int(np.argmax(done[after_top:] >= 0.1))
+    return max_lr, float(min(rates[began], max_lr / 4))
+
+
+def _minimum(rates: Curve, smoothed: Curve) -> float:
+    return float(rates[smoothed.argmin()] / 10)
+
+
+def _steep(rates: Curve, smoothed: Curve) -> float:
+    slopes = np.diff(smoothed) / np.diff(np.log(rates))
+    return float(rates[slopes.argmin()])
+
+
+def _valley(rates: Curve, smoothed: Curve) -> float:
+    # Longest falling subsequence ending at each point, and where it began: O(n^2) of 100 points.
+    length = np.ones(len(smoothed), dtype=int)
+    begin = np.arange(len(smoothed))
+    for end in range(len(smoothed)):
+        before = np.flatnonzero(smoothed[:end] > smoothed[end])
+        if len(before):
+            best = before[length[before].argmax()]
+            length[end], begin[end] = length[best] + 1, begin[best]
+    end = int(length.argmax())
+    return float(rates[int(begin[end] + (end - begin[end]) / 2)])
+
+
+def _slide(rates: Curve, smoothed: Curve, *, width: int = 15, threshold: float = 0.005) -> float:
+    slopes = np.gradient(smoothed)
+    right = len(smoothed) - 1
+    width = min(width, right)
+    while right - width > 0 and abs(slopes[right] - slopes[right - width]) > threshold:
+        right -= 1
+    return float(rates[right - width])
+
+
+RULES: dict[str, Callable[[Curve, Curve], float]] = {
+    "minimum": _minimum,
+    "steep": _steep,
+    "valley": _valley,
+    "slide": _slide,
+}
