@@ -46,6 +46,7 @@ PUBLIC_NAMES = {
     "RangeTest",
     "ProgressiveResize",
     "RandomHorizontalFlip",
+    "RandomIntensity",
     "RandomTranslate",
     "ResNet9",
     "Schedule",

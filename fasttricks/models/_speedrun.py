@@ -7,8 +7,8 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fasttricks._checks import check_integer, check_positive
-from fasttricks.models._activation import Activation
+from fasttricks._checks import check_choice, check_integer, check_positive
+from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
 from fasttricks.models._blocks import ConvNormAct, check_image_size, global_max_pool, norm_and_act
 from fasttricks.models._initialisation import dirac_, scale_head_
 
@@ -24,7 +24,7 @@ class SpeedrunNet(nn.Module):
         in_channels: Channels of the images.
         widths: Channels of each group.
         block: Makes a ``ConvNormAct`` from (in_channels, out_channels, pool=...).
-        act: Makes the activation after the whitening.
+        whiten_act: Makes the activation after the whitening.
         logit_scale: Factor on the logits.
 
     Attributes:
@@ -42,7 +42,7 @@ class SpeedrunNet(nn.Module):
         *,
         widths: Sequence[int],
         block: Callable[..., ConvNormAct],
-        act: Callable[[], nn.Module],
+        whiten_act: Callable[[], nn.Module],
         logit_scale: float,
     ) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class SpeedrunNet(nn.Module):
         self.whiten = nn.Conv2d(in_channels, whitened, 2)
         # Frozen, so that with a frozen bias as well autograd stops at the first group.
         self.whiten.weight.requires_grad_(False)
-        self.act = act()
+        self.act = whiten_act()
         self.groups = nn.Sequential(
             *(
                 nn.Sequential(block(before, after, pool="first"), block(after, after))
@@ -98,6 +98,7 @@ def speedrun_net(
     in_channels: int = 3,
     widths: Sequence[int] = (64, 256, 256),
     act: Activation = "gelu",
+    whiten_act: Activation | None = None,
     celu_alpha: float | None = None,
     logit_scale: float | None = None,
     frozen_scale: bool = True,
@@ -118,6 +119,7 @@ def speedrun_net(
         in_channels: Channels of the images, at least 1. Default 3.
         widths: Channels of each group, at least one group. Default (64, 256, 256).
         act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "gelu".
+        whiten_act: Activation after the whitening, likewise. None is ``act``.
         celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.3, tuned by Page for
             frozen scales, or 0.075 if they are trained.
         logit_scale: Factor on the logits, above 0. None is ``1 / widths[-1]``.
@@ -151,6 +153,8 @@ def speedrun_net(
     check_integer("num_classes", num_classes, minimum=1)
     check_integer("in_channels", in_channels, minimum=1)
     _check_widths(widths)
+    if isinstance(whiten_act, str):
+        check_choice("whiten_act", whiten_act, ACTIVATIONS)
     if logit_scale is None:
         logit_scale = 1 / widths[-1]
     check_positive("logit_scale", logit_scale)
@@ -166,7 +170,7 @@ def speedrun_net(
         in_channels,
         widths=widths,
         block=partial(ConvNormAct, norm=norm, act=activation),
-        act=activation,
+        whiten_act=activation if whiten_act is None else partial(make_activation, whiten_act),
         logit_scale=logit_scale,
     )
 

@@ -6,6 +6,7 @@ from fasttricks.transforms._base import Pipeline, Transform
 from fasttricks.transforms._cutout import Cutout, cutout
 from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip
+from fasttricks.transforms._intensity import RandomIntensity
 from fasttricks.transforms._normalize import Normalize
 from fasttricks.transforms._resize import ProgressiveResize
 from fasttricks.transforms._translate import RandomTranslate
@@ -18,6 +19,7 @@ __all__ = [
     "Pipeline",
     "ProgressiveResize",
     "RandomHorizontalFlip",
+    "RandomIntensity",
     "RandomTranslate",
     "Transform",
     "cutout",

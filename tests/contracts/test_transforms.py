@@ -18,6 +18,7 @@ from fasttricks.transforms import (
     Pipeline,
     ProgressiveResize,
     RandomHorizontalFlip,
+    RandomIntensity,
     RandomTranslate,
     Transform,
 )
@@ -37,6 +38,7 @@ EXAMPLES = {
         Pipeline([ProgressiveResize({0: 5}), Cutout(2), RandomHorizontalFlip()]),
     ],
     ProgressiveResize: [ProgressiveResize({0: 5, 2: 9}), ProgressiveResize({1: 4})],
+    RandomIntensity: [RandomIntensity(), RandomIntensity(shift=0.5, scale=0)],
     RandomHorizontalFlip: [RandomHorizontalFlip(), RandomHorizontalFlip(p=1.0)],
     RandomTranslate: [RandomTranslate(2), RandomTranslate(0), RandomTranslate(9, "zero")],
 }

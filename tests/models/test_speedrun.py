@@ -169,3 +169,13 @@ def test_state_dict_names_are_frozen():
 def test_bad_numbers_are_named(options, error, message):
     with pytest.raises(error, match=message):
         speedrun_net(**options)
+
+
+def test_the_whitening_may_have_an_activation_of_its_own():
+    model = speedrun_net(act="silu", whiten_act="gelu")
+    assert isinstance(model.act, nn.GELU)
+    inner = {type(m) for m in model.groups.modules() if isinstance(m, nn.GELU | nn.SiLU)}
+    assert inner == {nn.SiLU}
+    assert isinstance(speedrun_net(act="silu").act, nn.SiLU)
+    with pytest.raises(ValueError, match="whiten_act must be one of .* got whiten_act='best'"):
+        speedrun_net(whiten_act="best")
