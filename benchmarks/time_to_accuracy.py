@@ -3,9 +3,10 @@
     python benchmarks/time_to_accuracy.py --data cifar10.npz --output race \
         --runs speedrun=3 --runs airbench94_muon=1
 
-Writes race/results.json and race/results.md. Seconds of training include preparation (whitening)
-and leave evaluation out, as each contender counts them itself; wall seconds are those of the whole
-process, start to end.
+Writes race/results.json and race/results.md after every run; the same command again goes on with a
+race that was broken off, on the same hardware and versions only. Seconds of training include
+preparation (whitening) and leave evaluation out, as each contender counts them itself; wall seconds
+are those of the whole process, start to end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import fasttricks as ft
 
 ROOT = Path(__file__).parents[1]
+PEAK = "peak_memory_bytes_of_the_largest"
 CONTENDERS = {
     "speedrun": ["examples/cifar10_94.py", "--recipe", "speedrun"],
     "article": ["examples/cifar10_94.py", "--recipe", "article"],
@@ -41,6 +43,18 @@ def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str
     seconds = record["train_seconds"] + record.get("prepare_seconds", 0.0)
     kept = {key: record[key] for key in keep}
     return {"contender": name, **kept, "train_seconds": seconds, "wall_seconds": wall}
+
+
+def previous_race(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows and the peak memory of a race that was broken off."""
+    if not path.exists():
+        return [], 0
+    report = json.loads(path.read_text())
+    here = ft.describe_environment(report["results"][0]["device"])
+    different = [key for key in here if report[key] != here[key]]
+    if different:
+        raise SystemExit(f"{path} was measured with other {' and '.join(different)}: move it away")
+    return report["results"], report[PEAK]
 
 
 def table(results: list[dict[str, Any]], target: float) -> str:
@@ -80,15 +94,16 @@ def main() -> None:
         if name not in CONTENDERS or not count.isdecimal():
             parser.error(f"--runs must be NAME=N with one of {', '.join(CONTENDERS)}, got {name!r}")
     output, data = args.output.resolve(), args.data.resolve()
-    results: list[dict[str, Any]] = []
+    results, peak = previous_race(output / "results.json")
+    done = {(row["contender"], row["seed"]) for row in results}
     for seed in range(max(int(count) for _, count in wanted)):
         for name, count in wanted:
-            if seed < int(count):
+            if seed < int(count) and (name, seed) not in done:
                 folder = output / name / f"seed-{seed}"
                 results.append(run_contender(name, data=data, seed=seed, folder=folder))
-                # After every run, so that a race that is broken off loses none of it.
-                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-                report = {"results": results, "peak_memory_bytes_of_the_largest": peak}
+                usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+                peak = max(peak, 1024 * usage.ru_maxrss)
+                report = {"results": results, PEAK: peak}
                 ft.write_json(
                     output / "results.json", report | ft.describe_environment(results[-1]["device"])
                 )

@@ -77,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     check("--epochs", args.epochs, most=1e6)
     check("--images", args.images)
     check("--width", args.width)
+    for batch_size in args.batch_size:
+        check("--batch-size", batch_size)
     train, _, is_digits = load(args.data, may_stand_in=True)
     # The test set is left alone: what is chosen here is judged on training images held out.
     rest, held_out = train.split(min(5000, len(train) // 5), seed=0)

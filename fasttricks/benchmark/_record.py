@@ -100,7 +100,7 @@ def write_run(
         TypeError: If ``record`` holds something that JSON cannot.
     """
     # Typed in its package only since 0.5; the import stays here to keep `import fasttricks` light.
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     record = _finite(dict(record))
     json.dumps(record)  # raises before anything is touched
@@ -114,7 +114,8 @@ def write_run(
         name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
     }
     with replacing(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary)
+        # safetensors' own writer would leave a file that its owner alone can read.
+        temporary.write_bytes(save(weights))
     write_json(folder / "record.json", record)
 
 

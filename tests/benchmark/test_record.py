@@ -32,6 +32,8 @@ def test_a_run_folder_gives_record_history_and_weights_back(tmp_path):
     weights = load_file(tmp_path / "run" / "model.safetensors")
     for name, value in model.state_dict().items():
         assert torch.equal(weights[name], value)
+    # Whoever may read the record may read the weights.
+    assert len({path.stat().st_mode for path in (tmp_path / "run").iterdir()}) == 1
 
 
 def test_a_record_that_json_cannot_hold_leaves_no_record(tmp_path):

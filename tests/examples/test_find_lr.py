@@ -1,0 +1,77 @@
+"""The range-test example as a user runs it: its record, its pictures, its one-line errors."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "find_lr.py"
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory):
+    """Two classes that differ in brightness, under noise."""
+    path = tmp_path_factory.mktemp("data") / "brightness.npz"
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    images = (rng.integers(0, 100, (200, 8, 8, 3)) + 100 * labels[:, None, None, None]).astype("u1")
+    np.savez(
+        path, x_train=images[:160], y_train=labels[:160], x_test=images[160:], y_test=labels[160:]
+    )
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_it_tests_draws_and_trains_with_what_it_suggests(run, npz, tmp_path):
+    folder = tmp_path / "run"
+    sizes = ["--width", 8, "--batch-size", 16, 32, "--epochs", 3, "--device", "cpu"]
+    code, out, _ = run("--data", npz, *sizes, "--output", folder)
+    assert code == 0
+    names = ["range-test-16.png", "range-test-32.png", "record.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    record = json.loads((folder / "record.json").read_text())
+    assert (record["images"], record["held_out"]) == (128, 32)
+    assert [row["batch_size"] for row in record["rows"]] == [16, 32]
+    for row in record["rows"]:
+        assert row["base_lr"] < row["max_lr"] < 10
+        assert row["accuracy"] > 75  # half by chance
+        assert row["grid"] == {}
+        assert f"{row['max_lr']:.4g}" in out
+
+
+def test_the_grid_is_trained_too(run, npz, tmp_path):
+    sizes = ["--width", 4, "--batch-size", 32, "--epochs", 0.5, "--device", "cpu"]
+    assert run("--data", npz, *sizes, "--grid", "--output", tmp_path / "run")[0] == 0
+    (row,) = json.loads((tmp_path / "run" / "record.json").read_text())["rows"]
+    assert len(row["grid"]) == 9
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--width", 0], ["--epochs", 0], ["--images", -1], ["--batch-size", 0], ["--device", "tpu"]],
+)
+def test_bad_arguments_end_with_one_line_and_code_2(run, npz, tmp_path, arguments):
+    code, _, error = run("--data", npz, "--output", tmp_path / "run", *arguments)
+    assert code == 2
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert arguments[0].lstrip("-").replace("-", "_") in error.replace("-", "_")
+    assert not (tmp_path / "run").exists()
