@@ -49,8 +49,8 @@ PAIRS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
 def seconds_a_step(make: Callable[[Any], Any], groups: int) -> float:
     """Return the seconds of one call of ``step()``, after a hundred of warm-up."""
     optimizer = make_optimizer(groups)
-    optimizer.step()
     scheduler = make(optimizer)
+    optimizer.step()  # torch's schedulers warn otherwise
     for _ in range(100):
         scheduler.step()
     start = time.perf_counter()

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,7 +17,15 @@ from torch import nn
 from torch.optim import lr_scheduler as torch_schedulers
 
 from fasttricks.lr_scheduler import CyclicLR, OneCycleLR, ScheduledGroups
-from fasttricks.schedules import constant, cosine, exp_range, linear, one_cycle, triangular
+from fasttricks.schedules import (
+    Schedule,
+    constant,
+    cosine,
+    exp_range,
+    linear,
+    one_cycle,
+    triangular,
+)
 
 
 def parameter(value=1.0):
@@ -403,6 +412,50 @@ def test_resuming_anywhere_gives_the_uninterrupted_values(stop, optimizer_first)
     for thing, state in pairs if optimizer_first else reversed(pairs):
         thing.load_state_dict(state)
     assert rows + trace(optimizer, scheduler, 45 - stop, ["lr", "momentum"]) == expected
+
+
+@pytest.mark.parametrize("stop", [510, 511, 512, 513, 1400])
+def test_long_runs_follow_the_schedule_and_resume_anywhere(stop):
+    schedule = one_cycle(0.4, total_steps=1500)
+    optimizer = sgd()
+    scheduler = ScheduledGroups(optimizer, {"lr": schedule})
+    rates, state = [], {}
+    for update in range(1500):
+        if update == stop:
+            state = scheduler.state_dict()
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert rates == pytest.approx([schedule(step) for step in range(1500)], rel=1e-15)
+    resumed = sgd()
+    other = ScheduledGroups(resumed, {"lr": schedule})
+    other.load_state_dict(state)
+    for update in range(stop, 1500):
+        assert resumed.param_groups[0]["lr"] == rates[update]
+        other.step()
+
+
+def test_equal_schedules_are_evaluated_once_whatever_the_number_of_groups():
+    calls = []
+
+    @dataclass(frozen=True, repr=False)
+    class Counting(Schedule):
+        value: float
+
+        def _value(self, step):
+            calls.append(self.value)
+            return step * 0 + self.value
+
+    optimizer = sgd(groups=3)
+    ScheduledGroups(optimizer, {"lr": [Counting(0.1), Counting(0.2), Counting(0.1)]})
+    assert seen(optimizer, "lr") == [0.1, 0.2, 0.1]
+    assert sorted(calls) == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, True])
+def test_an_update_that_cannot_be_is_named(epoch):
+    scheduler = ScheduledGroups(sgd(), {"lr": constant(0.1)})
+    with pytest.raises((TypeError, ValueError), match="epoch must be"):
+        scheduler.step(epoch)
 
 
 def test_resuming_sets_the_values_even_if_the_optimizer_was_loaded_before_construction():

@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from fasttricks._checks import check_choice, check_integer
 from fasttricks.schedules import Schedule
 
+_BLOCK = 512  # updates
+
 
 class ScheduledGroups(LRScheduler):
     """Drive any numeric entries of an optimizer's groups by schedules.
@@ -82,6 +84,7 @@ class ScheduledGroups(LRScheduler):
             group.setdefault("initial_lr", _copy(group["lr"]))  # SequentialLR starts from it
         self.base_lrs = [_copy(group["initial_lr"]) for group in optimizer.param_groups]
         self.last_epoch = last_epoch
+        self._make_plan()
         self._initial_step()
 
     def __repr__(self) -> str:
@@ -100,31 +103,42 @@ class ScheduledGroups(LRScheduler):
         Raises:
             ValueError: With ``past_end="raise"``, beyond ``total_steps`` updates.
         """
-        self._update_lr(epoch)
+        if epoch is None:
+            update = self.last_epoch + 1
+        else:
+            check_integer("epoch", epoch)
+            update = epoch
+        values = self._values_at(update)
+        # Read anew at every step: load_state_dict of the optimizer makes new groups.
+        groups = self.optimizer.param_groups
+        for (name, _, indices), value in zip(self._plan, values, strict=True):
+            for index in indices:
+                group = groups[index]
+                if type(group[name]) is float:
+                    group[name] = value
+                else:
+                    _write(group, name, value)
+        self.last_epoch = update
+        self._last = values
 
     def _update_lr(self, epoch: int | None = None) -> None:
         # Newer torch's SequentialLR calls this where older torch called step(0).
-        update = self.last_epoch + 1 if epoch is None else epoch
-        self._check_end(update)
-        values = self._values_at(update)
-        self._write(values)
-        self.last_epoch = update
-        self._last_values = values
+        self.step(epoch)
 
     def last_values(self) -> list[dict[str, float]]:
         """Return per group the values in force for update ``last_epoch``, as floats by name."""
-        return [dict(values) for values in self._last_values]
+        return self._by_group(self._last)
 
     def get_lr(self) -> list[float | Tensor]:
         """Return each group's rate at ``last_epoch``."""
-        return self._rates(self._values_at(self.last_epoch))
+        return self._rates(self._by_group(self._values_at(self.last_epoch)))
 
     def get_last_lr(self) -> list[float | Tensor]:
         """Return each group's rate as last set, as a float even where the group holds a tensor.
 
         If no schedule drives ``"lr"``, the group's present rate.
         """
-        return self._rates(self._last_values)
+        return self._rates(self.last_values())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position and what tells one plan from another: numbers and text only."""
@@ -152,12 +166,12 @@ class ScheduledGroups(LRScheduler):
         if not allow_changes:
             self._check_same(state_dict)
         update = state_dict["last_epoch"]
-        self._check_end(update)
-        self.last_epoch = update
-        self._last_values = self._values_at(update)
         # In a SequentialLR another scheduler may be the one whose values are in the groups.
         if state_dict.get("in_force", True):
-            self._write(self._last_values)
+            self.step(update)
+        else:
+            self._last = self._values_at(update)
+            self.last_epoch = update
 
     def _longest(self) -> int | None:
         lengths = [
@@ -168,31 +182,47 @@ class ScheduledGroups(LRScheduler):
         known = [length for length in lengths if length is not None]
         return max(known) if len(known) == len(lengths) else None
 
-    def _values_at(self, update: int) -> list[dict[str, float]]:
-        step = update if self.total_steps is None else min(update, self.total_steps - 1)
-        values: list[dict[str, float]] = [{} for _ in self.optimizer.param_groups]
+    def _make_plan(self) -> None:
+        """List what to evaluate and where it goes, so that equal schedules are evaluated once."""
+        self._groups_planned = len(self.optimizer.param_groups)
+        plan: dict[tuple[str, Schedule], list[int]] = {}
         for name, given in self.schedules.items():
-            each = per_group(f"schedules[{name!r}]", given, len(values))
-            for group_values, schedule in zip(values, each, strict=True):
-                group_values[name] = schedule(step)
-        return values
+            each = per_group(f"schedules[{name!r}]", given, self._groups_planned)
+            for index, schedule in enumerate(each):
+                plan.setdefault((name, schedule), []).append(index)
+        self._plan = [(name, schedule, indices) for (name, schedule), indices in plan.items()]
+        self._block: int | None = None
 
-    def _write(self, values: list[dict[str, float]]) -> None:
-        for group, group_values in zip(self.optimizer.param_groups, values, strict=True):
-            for name, value in group_values.items():
-                entry = _entry(group, name)
-                if isinstance(entry, Tensor):
-                    entry.fill_(value)
-                elif name == "betas":
-                    group[name] = (value, *group[name][1:])
-                else:
-                    group[name] = value
+    def _values_at(self, update: int) -> Sequence[float]:
+        """Return the values of an update, in the order of the plan."""
+        if len(self.optimizer.param_groups) != self._groups_planned:
+            self._make_plan()
+        total = self.total_steps
+        if total is not None and update >= total:
+            self._check_end(update)
+            update = total - 1
+        block, row = divmod(update, _BLOCK)
+        if block != self._block:
+            # Many updates at a time cost little more than one. Blocks lie where they lie in every
+            # run, so that one that resumes within a block sees the same numbers.
+            steps = torch.arange(block * _BLOCK, (block + 1) * _BLOCK, dtype=torch.float64)
+            columns = [schedule(steps).tolist() for _, schedule, _ in self._plan]
+            self._table = list(zip(*columns, strict=True))
+            self._block = block
+        return self._table[row]
+
+    def _by_group(self, values: Sequence[float]) -> list[dict[str, float]]:
+        groups: list[dict[str, float]] = [{} for _ in range(self._groups_planned)]
+        for (name, _, indices), value in zip(self._plan, values, strict=True):
+            for index in indices:
+                groups[index][name] = value
+        return groups
 
     def _in_force(self) -> bool:
         """Whether the groups hold what this scheduler set last."""
         return all(
             _holds(_entry(group, name), value)
-            for group, values in zip(self.optimizer.param_groups, self._last_values, strict=False)
+            for group, values in zip(self.optimizer.param_groups, self.last_values(), strict=False)
             for name, value in values.items()
         )
 
@@ -236,6 +266,17 @@ def _copy(entry: Any) -> Any:
 def _entry(group: dict[str, Any], name: str) -> Any:
     """Return the number that a name stands for: the entry, or the first of the betas."""
     return group[name][0] if name == "betas" else group[name]
+
+
+def _write(group: dict[str, Any], name: str, value: float) -> None:
+    """Set an entry, a tensor in place; of the betas the first."""
+    entry = _entry(group, name)
+    if isinstance(entry, Tensor):
+        entry.fill_(value)
+    elif name == "betas":
+        group[name] = (value, *group[name][1:])
+    else:
+        group[name] = value
 
 
 def group_count(optimizer: Optimizer) -> int:

@@ -130,7 +130,8 @@ class Schedule(ABC):
         given = (
             f"{field.name}={_shown(value)}"
             for field in fields(self)  # type: ignore[arg-type]
-            if (value := getattr(self, field.name)) != field.default or field.default is MISSING
+            if field.init
+            and ((value := getattr(self, field.name)) != field.default or field.default is MISSING)
         )
         return f"{self._call or type(self).__name__}({', '.join(given)})"
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from fasttricks._checks import check_fraction, check_non_negative, check_positive
 from fasttricks.schedules._base import Schedule
-from fasttricks.schedules._math import Number, clamp, floor, mix, power, where
+from fasttricks.schedules._math import Curve, Number, clamp, floor, mix, power
 
 
 class Cycle(Schedule):
     """A schedule that goes up and comes down, so that a momentum can mirror it."""
 
     @abstractmethod
-    def _height(self, step: Number) -> Number:
-        """Return how far up the cycle ``step`` is, from 0 to 1."""
+    def _between(self, foot: float, peak: float) -> Schedule | Curve:
+        """Return the same way up and down between other values, of which either may be higher."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,26 +26,27 @@ class _Triangular(Cycle):
     max_lr: float
     step_size_up: float
     step_size_down: float | None = None
+    _period: float = field(init=False, compare=False)
+    _wave: Curve = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        down = self.step_size_up if self.step_size_down is None else self.step_size_down
+        period = self.step_size_up + down
+        wave = Curve((0.0, self.step_size_up, period), self._points())
+        object.__setattr__(self, "_period", period)
+        object.__setattr__(self, "_wave", wave)
+
+    def _points(self) -> tuple[float, float, float]:
+        """Return the wave's values at the foot, the peak and the next foot."""
+        return self.base_lr, self.max_lr, self.base_lr
 
     def _value(self, step: Number) -> Number:
-        return mix(self.base_lr, self.max_lr, self._height(step))
-
-    def _height(self, step: Number) -> Number:
         # Before step 0 the first value holds: running backwards, triangular2 would rise above
         # max_lr.
-        step = clamp(step, 0.0, math.inf)
-        phase = step % self._period
-        down = (self._period - phase) / (self._period - self.step_size_up)
-        triangle = where(phase < self.step_size_up, phase / self.step_size_up, down)
-        return triangle * self._scale(step)
+        return self._wave(clamp(step, 0.0, math.inf) % self._period)
 
-    def _scale(self, step: Number) -> Number:
-        return step * 0 + 1
-
-    @property
-    def _period(self) -> float:
-        down = self.step_size_up if self.step_size_down is None else self.step_size_down
-        return self.step_size_up + down
+    def _between(self, foot: float, peak: float) -> Schedule | Curve:
+        return replace(self, base_lr=foot, max_lr=peak)
 
     @property
     def _span(self) -> int:
@@ -53,7 +54,23 @@ class _Triangular(Cycle):
 
 
 @dataclass(frozen=True, repr=False)
-class _Triangular2(_Triangular):
+class _Fading(_Triangular):
+    """A wave of height 1 above ``base_lr`` whose height is scaled as the steps go by."""
+
+    def _points(self) -> tuple[float, float, float]:
+        return 0.0, 1.0, 0.0
+
+    def _value(self, step: Number) -> Number:
+        step = clamp(step, 0.0, math.inf)
+        return mix(self.base_lr, self.max_lr, self._wave(step % self._period) * self._scale(step))
+
+    @abstractmethod
+    def _scale(self, step: Number) -> Number:
+        """Return what is left of the height."""
+
+
+@dataclass(frozen=True, repr=False)
+class _Triangular2(_Fading):
     _call = "triangular2"
 
     def _scale(self, step: Number) -> Number:
@@ -61,7 +78,7 @@ class _Triangular2(_Triangular):
 
 
 @dataclass(frozen=True, repr=False)
-class _ExpRange(_Triangular):
+class _ExpRange(_Fading):
     _call = "exp_range"
     gamma: float = 1.0
 
@@ -177,9 +194,14 @@ class _CycledMomentum(Schedule):
     schedule: Cycle
     base_momentum: float = 0.85
     max_momentum: float = 0.95
+    _mirror: Schedule | Curve = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        mirror = self.schedule._between(self.max_momentum, self.base_momentum)
+        object.__setattr__(self, "_mirror", mirror)
 
     def _value(self, step: Number) -> Number:
-        return mix(self.max_momentum, self.base_momentum, self.schedule._height(step))
+        return self._mirror(step)
 
     @property
     def length(self) -> int | None:

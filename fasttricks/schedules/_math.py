@@ -7,7 +7,8 @@ steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar, cast
 
 import torch
@@ -59,18 +60,6 @@ def fill(like: Number, value: float) -> Number:
     return float(value)
 
 
-def mix(start: float, end: float, weight: Number) -> Number:
-    """Return ``start`` at weight 0, ``end`` at weight 1, both exactly, never a value outside."""
-    # start + (end - start) * weight would miss ``end`` by a rounding: a last rate of 0 might turn
-    # out below 0.
-    return clamp(start * (1 - weight) + end * weight, min(start, end), max(start, end))
-
-
-def straight(fraction: Number) -> Number:
-    """Return the fraction as it is: a straight line."""
-    return fraction
-
-
 def half_cosine(fraction: Number) -> Number:
     """Return ``(1 - cos(pi * fraction)) / 2``: from 0 to 1, flat at both ends."""
     if isinstance(fraction, Tensor):
@@ -78,18 +67,39 @@ def half_cosine(fraction: Number) -> Number:
     return (1 - math.cos(math.pi * fraction)) / 2
 
 
-def interpolate(
-    step: Number,
-    points: tuple[Sequence[float], Sequence[float]],
-    ease: Callable[[Number], Number] = straight,
-) -> Number:
-    """Return the value at ``step`` of the curve through ``points`` (steps, values)."""
-    steps, values = points
-    result = fill(step, values[0])
-    for left, right, start, end in zip(steps[:-1], steps[1:], values[:-1], values[1:], strict=True):
-        if right > left:
-            piece = mix(start, end, ease(clamp((step - left) / (right - left), 0.0, 1.0)))
-        else:
-            piece = fill(step, end)
-        result = where(step < left, result, piece)
-    return result
+def mix(start: float, end: float, weight: Number) -> Number:
+    """Return ``start`` at weight 0, ``end`` at weight 1, both exactly, never a value outside."""
+    # start + (end - start) * weight would miss ``end`` by a rounding: a last rate of 0 might turn
+    # out below 0.
+    return clamp(start * (1 - weight) + end * weight, min(start, end), max(start, end))
+
+
+class Curve:
+    """A curve through points, held before the first and after the last.
+
+    Args:
+        steps: Where the points are, never falling; of several at one step the last holds.
+        values: The value at each.
+        smooth: Whether it goes from point to point by half a cosine rather than straight.
+    """
+
+    __slots__ = ("smooth", "steps", "values")
+
+    def __init__(
+        self, steps: Sequence[float], values: Sequence[float], *, smooth: bool = False
+    ) -> None:
+        self.steps = tuple(steps)
+        self.values = tuple(float(value) for value in values)
+        self.smooth = smooth
+
+    def __call__(self, step: Number) -> Number:
+        """Return the value at ``step``."""
+        result = fill(step, self.values[0])
+        for (left, start), (right, end) in pairwise(zip(self.steps, self.values, strict=True)):
+            if right > left:
+                weight = clamp((step - left) / (right - left), 0.0, 1.0)
+                piece = mix(start, end, half_cosine(weight) if self.smooth else weight)
+            else:
+                piece = fill(step, end)
+            result = where(step < left, result, piece)
+        return result

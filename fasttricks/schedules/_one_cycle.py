@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fasttricks._checks import (
@@ -16,7 +15,7 @@ from fasttricks._checks import (
 )
 from fasttricks.schedules._base import Schedule
 from fasttricks.schedules._cyclic import Cycle
-from fasttricks.schedules._math import Number, half_cosine, interpolate, straight
+from fasttricks.schedules._math import Curve, Number
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,28 +28,30 @@ class _OneCycle(Cycle):
     div_factor: float = 25.0
     final_div_factor: float = 1e4
     three_phase: bool = False
+    _rate: Curve = field(init=False, compare=False)
 
-    def _value(self, step: Number) -> Number:
+    def __post_init__(self) -> None:
         initial = self.max_lr / self.div_factor
         final = initial / self.final_div_factor
-        return self._through((initial, self.max_lr, initial, final), step)
+        rate = self._through(initial, self.max_lr, initial, final)
+        object.__setattr__(self, "_rate", rate)
 
-    def _height(self, step: Number) -> Number:
-        return self._through((0.0, 1.0, 0.0, 0.0), step)
+    def _value(self, step: Number) -> Number:
+        return self._rate(step)
 
-    def _through(self, values: tuple[float, float, float, float], step: Number) -> Number:
-        """Return the curve through four values: start, peak, second foot (three phases), end."""
-        start, peak, foot, end = values
+    def _between(self, foot: float, peak: float) -> Schedule | Curve:
+        return self._through(foot, peak, foot, foot)
+
+    def _through(self, start: float, peak: float, foot: float, end: float) -> Curve:
+        """Return the curve from the start over the peak and the foot (three phases) to the end."""
         last = self.total_steps - 1
         top = self._peak_step
-        points: tuple[Sequence[float], Sequence[float]]
+        smooth = self.anneal == "cosine"
         if self.three_phase:
-            points = ((0.0, top, 2 * top, last), (start, peak, foot, end))
-        elif 0 < top == last:  # pct_start=1: nothing is left to come down in
-            points = ((0.0, last), (start, peak))
-        else:
-            points = ((0.0, top, last), (start, peak, end))
-        return interpolate(step, points, half_cosine if self.anneal == "cosine" else straight)
+            return Curve((0.0, top, 2 * top, last), (start, peak, foot, end), smooth=smooth)
+        if 0 < top == last:  # pct_start=1: nothing is left to come down in
+            return Curve((0.0, last), (start, peak), smooth=smooth)
+        return Curve((0.0, top, last), (start, peak, end), smooth=smooth)
 
     @property
     def _peak_step(self) -> float:

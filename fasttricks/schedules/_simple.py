@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from fasttricks._checks import (
@@ -16,12 +16,11 @@ from fasttricks._checks import (
 )
 from fasttricks.schedules._base import Schedule
 from fasttricks.schedules._math import (
+    Curve,
     Number,
     clamp,
     fill,
     floor,
-    half_cosine,
-    interpolate,
     power,
 )
 
@@ -62,9 +61,14 @@ class _Linear(Schedule):
     start: float
     end: float
     total_steps: int
+    _curve: Curve = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        curve = Curve((0, self.total_steps - 1), (self.start, self.end))
+        object.__setattr__(self, "_curve", curve)
 
     def _value(self, step: Number) -> Number:
-        return interpolate(step, ((0, self.total_steps - 1), (self.start, self.end)))
+        return self._curve(step)
 
     @property
     def length(self) -> int | None:
@@ -94,8 +98,9 @@ def linear(start: float, end: float, *, total_steps: int) -> Schedule:
 class _Cosine(_Linear):
     _call = "cosine"
 
-    def _value(self, step: Number) -> Number:
-        return interpolate(step, ((0, self.total_steps - 1), (self.start, self.end)), half_cosine)
+    def __post_init__(self) -> None:
+        curve = Curve((0, self.total_steps - 1), (self.start, self.end), smooth=True)
+        object.__setattr__(self, "_curve", curve)
 
 
 def cosine(start: float, end: float, *, total_steps: int) -> Schedule:
@@ -134,10 +139,15 @@ class _Warmup(Schedule):
     value: float
     total_steps: int
     start: float | None = None
+    _curve: Curve = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        start = self.value / self.total_steps if self.start is None else self.start
+        curve = Curve((0, self.total_steps - 1), (start, self.value))
+        object.__setattr__(self, "_curve", curve)
 
     def _value(self, step: Number) -> Number:
-        start = self.value / self.total_steps if self.start is None else self.start
-        return interpolate(step, ((0, self.total_steps - 1), (start, self.value)))
+        return self._curve(step)
 
     @property
     def length(self) -> int | None:
@@ -219,9 +229,13 @@ class _PiecewiseLinear(Schedule):
     _call = "piecewise_linear"
     steps: tuple[float, ...]
     values: tuple[float, ...]
+    _curve: Curve = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_curve", Curve(self.steps, self.values))
 
     def _value(self, step: Number) -> Number:
-        return interpolate(step, (self.steps, self.values))
+        return self._curve(step)
 
     @property
     def length(self) -> int | None:
