@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +28,6 @@ def npz(tmp_path_factory):
     (x_train, y_train), (x_test, y_test) = coloured_images(96, 0), coloured_images(30, 1)
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the example with arguments; return its exit code, standard output and error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(EXAMPLE), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def read_record(folder):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +22,6 @@ def npz(tmp_path_factory):
         path, x_train=images[:160], y_train=labels[:160], x_test=images[160:], y_test=labels[160:]
     )
     return path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(EXAMPLE), run_name="__main__")
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_it_tests_draws_and_trains_with_what_it_suggests(run, npz, tmp_path):
