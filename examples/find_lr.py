@@ -2,12 +2,14 @@
 
 The article's ResNet9 with CELU, at two batch sizes: a hundred updates at rising rates give the
 curve and max_lr; then one cycle with that peak. `--images`, `--epochs` and `--width` make it longer
-or shorter. `--grid` also trains at nine fixed peaks, to see how good the suggestion was.
+or shorter. `--grid` also trains at nine fixed peaks, to see how good the suggestion was, each with
+`--seeds` seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from datetime import datetime
 from typing import Any
 
@@ -21,7 +23,7 @@ GRID = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.4)
 
 
 def make_loader(
-    train: ft.ImageSet, batch_size: int, *, flips: bool, device: str
+    train: ft.ImageSet, batch_size: int, *, flips: bool, device: str, seed: int
 ) -> ft.DeviceLoader:
     """Return the article's loader: padding by 4, flips, Cutout 8."""
     transforms = [
@@ -30,13 +32,15 @@ def make_loader(
         ft.Normalize(*train.mean_std()),
         ft.Cutout(8),
     ]
-    options = {"shuffle": True, "drop_last": True, "device": device}
+    options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
     return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)
 
 
-def make_trainer(args: argparse.Namespace, train: ft.ImageSet, **options: Any) -> ft.Trainer:
-    """Return a trainer of a fresh ResNet9, the same one every time."""
-    torch.manual_seed(args.seed)
+def make_trainer(
+    args: argparse.Namespace, train: ft.ImageSet, seed: int, **options: Any
+) -> ft.Trainer:
+    """Return a trainer of a fresh ResNet9, the same one for the same seed."""
+    torch.manual_seed(seed)
     model = ft.resnet9(train.num_classes, in_channels=train.channels, width=args.width).to(
         args.device
     )
@@ -50,24 +54,30 @@ def train_at(
     max_lr: float,
     args: argparse.Namespace,
     train: ft.ImageSet,
-    loader: ft.DeviceLoader,
+    loaders: list[ft.DeviceLoader],
     val: ft.DeviceLoader,
-) -> float:
-    """Train by one cycle to ``max_lr`` and return the held-out accuracy in percent."""
-    loader.set_epoch(0)
-    steps = max(2, round(args.epochs * len(loader)))
-    trainer = make_trainer(args, train, lr=ft.one_cycle(max_lr, steps, anneal="linear"))
-    try:
-        trainer.fit(loader, args.epochs)
-    except FloatingPointError as error:
-        print(f"  max_lr {max_lr:<8.4g} diverged: {error}", flush=True)
-        return 0.0
-    accuracy = 100 * trainer.evaluate(val).accuracy
-    seconds = trainer.train_seconds
-    print(
-        f"  max_lr {max_lr:<8.4g} held-out accuracy {accuracy:.2f} %, {seconds:.0f} s", flush=True
-    )
-    return accuracy
+) -> list[float]:
+    """Train by one cycle to ``max_lr`` with every seed; return the held-out accuracies in percent.
+
+    A training that diverges counts as 0.
+    """
+    accuracies = []
+    start = time.perf_counter()
+    for loader in loaders:
+        loader.set_epoch(0)
+        steps = max(2, round(args.epochs * len(loader)))
+        schedule = ft.one_cycle(max_lr, steps, anneal="linear")
+        trainer = make_trainer(args, train, loader.seed, lr=schedule)
+        try:
+            trainer.fit(loader, args.epochs)
+            accuracies.append(100 * trainer.evaluate(val).accuracy)
+        except FloatingPointError as error:
+            print(f"  max_lr {max_lr:<8.4g} diverged: {error}", flush=True)
+            accuracies.append(0.0)
+    accuracy = ft.summarize(accuracies).text("%")
+    seconds = time.perf_counter() - start
+    print(f"  max_lr {max_lr:<8.4g} held-out accuracy {accuracy}, {seconds:.0f} s", flush=True)
+    return accuracies
 
 
 def run(args: argparse.Namespace) -> None:
@@ -77,11 +87,13 @@ def run(args: argparse.Namespace) -> None:
     check("--epochs", args.epochs, most=1e6)
     check("--images", args.images)
     check("--width", args.width)
+    check("--seeds", args.seeds)
+    check("--held-out", args.held_out)
     for batch_size in args.batch_size:
         check("--batch-size", batch_size)
     train, _, is_digits = load(args.data, may_stand_in=True)
     # The test set is left alone: what is chosen here is judged on training images held out.
-    rest, held_out = train.split(min(5000, len(train) // 5), seed=0)
+    rest, held_out = train.split(min(args.held_out, len(train) // 5), seed=0)
     if args.images < len(rest):
         _, rest = rest.split(args.images, seed=1)
     folder = ft.make_run_folder(args.output or f"runs/find_lr-{datetime.now():%Y%m%d-%H%M%S}")
@@ -89,34 +101,37 @@ def run(args: argparse.Namespace) -> None:
     val = ft.DeviceLoader(held_out, batch_size=1000, transforms=[normalize], device=args.device)
     rows = []
     for batch_size in args.batch_size:
-        loader = make_loader(
-            rest, min(batch_size, len(rest) // 4), flips=not is_digits, device=args.device
-        )
-        print(f"batch size {loader.batch_size}: {rest}, {args.epochs:g} epochs", flush=True)
-        test = ft.lr_range_test(make_trainer(args, rest), loader=loader)
+        size = min(batch_size, len(rest) // 4)
+        options = {"flips": not is_digits, "device": args.device}
+        seeds = range(args.seed, args.seed + args.seeds)
+        loaders = [make_loader(rest, size, seed=seed, **options) for seed in seeds]
+        print(f"batch size {size}: {rest}, {args.epochs:g} epochs", flush=True)
+        test = ft.lr_range_test(make_trainer(args, rest, args.seed), loader=loaders[0])
         picture = folder / f"range-test-{batch_size}.png"
         test.plot().figure.savefig(picture, dpi=120)
         print(
             f"  base_lr {test.base_lr:.4g}, max_lr {test.max_lr:.4g}, "
-            f"step_size {test.step_size} updates ({test.step_size_epochs} epochs), {picture}"
+            f"step_size {test.step_size} updates ({test.step_size_epochs} epochs), {picture}",
+            flush=True,
         )
-        suggested = train_at(test.max_lr, args, rest, loader, val)
-        grid = {lr: train_at(lr, args, rest, loader, val) for lr in (GRID if args.grid else ())}
+        suggested = train_at(test.max_lr, args, rest, loaders, val)
+        grid = {lr: train_at(lr, args, rest, loaders, val) for lr in (GRID if args.grid else ())}
         rows.append(
             {
-                "batch_size": loader.batch_size,
+                "batch_size": size,
                 "max_lr": test.max_lr,
                 "base_lr": test.base_lr,
                 "step_size": test.step_size,
                 "rules": {rule: test.suggest(rule) for rule in RULES},
-                "accuracy": suggested,
+                "accuracies": suggested,
                 "grid": grid,
                 "rates": test.rates,
                 "losses": test.losses,
             }
         )
         record = {"dataset": train.name, "images": len(rest), "held_out": len(held_out)}
-        record |= {"epochs": args.epochs, "width": args.width, "seed": args.seed, "rows": rows}
+        record |= {"epochs": args.epochs, "width": args.width, "rows": rows}
+        record |= {"seeds": list(seeds)}
         ft.write_json(folder / "record.json", record | ft.describe_environment(args.device))
 
 
@@ -128,7 +143,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", type=int, default=10_000, help="training images (default: 10000)")
     add("--epochs", type=float, default=5, help="of each training (default: 5)")
     add("--width", type=int, default=64, help="channels of ResNet9's first layer (default: 64)")
-    add("--seed", type=int, default=0, help="seed of the weights (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the first training (default: 0)")
+    add("--seeds", type=int, default=1, help="trainings at each peak (default: 1)")
+    add("--held-out", type=int, default=5000, help="images to judge by (default: 5000)")
     add("--grid", action="store_true", help="also train at nine fixed peaks (default: off)")
     return parser.parse_args()
 
