@@ -246,7 +246,7 @@ def _read_curve(
     rates: Curve, losses: Curve, smoothing: float, diverged: bool, loader: Iterable[Batch]
 ) -> RangeTest:
     smoothed = _smooth(losses, smoothing)
-    max_lr, base_lr = suggest_range(rates, smoothed)
+    max_lr, base_lr = suggest_range(rates, losses, smoothed)
     length = len(loader) if isinstance(loader, Sized) else None
     return RangeTest(
         rates=tuple(map(float, rates)),
@@ -260,20 +260,53 @@ def _read_curve(
     )
 
 
-def suggest_range(rates: Curve, smoothed: Curve) -> tuple[float, float]:
-    """Read max_lr and base_lr off a smoothed curve.
+def suggest_range(rates: Curve, losses: Curve, smoothed: Curve) -> tuple[float, float]:
+    """Read max_lr and base_lr off a curve.
 
-    Smoothing delays the curve: its lowest point lies right of where the loss stops falling.
-    ``max_lr`` is where nine tenths of the fall are done, ``base_lr`` where one tenth is.
+    Beyond a certain rate the loss of a network with batch norm jumps up and comes back, again and
+    again. Its lowest point, on which other rules lean, then falls anywhere; the first jump hardly
+    moves from seed to seed. ``max_lr`` is twice its rate: the best peak of a one cycle, which
+    warms up to it, lies past the first jump by about that factor (``docs/results/range-test.md``).
+    Where the loss never jumps, or never comes back, it is the rate at which nine tenths of the
+    smoothed fall are done. ``base_lr`` is where one tenth is, at most a quarter of ``max_lr``.
+
+    Args:
+        rates: The rate of each update, rising; at least 10.
+        losses: The loss of each update.
+        smoothed: The losses, smoothed.
     """
-    lowest = int(smoothed.argmin())
+    jump, comes_back = _first_jump(losses)
+    lowest = int(smoothed[:jump].argmin())
     top = float(smoothed[: lowest + 1].max())
     fall = top - float(smoothed[lowest])
     done = (top - smoothed[: lowest + 1]) / fall if fall > 0 else np.ones(lowest + 1)
-    max_lr = float(rates[int(np.argmax(done >= 0.9))])
+    if comes_back:
+        max_lr = float(min(2 * rates[jump], rates[-1]))
+    else:
+        max_lr = float(rates[int(np.argmax(done >= 0.9))])
     after_top = int(smoothed[: lowest + 1].argmax())
     began = after_top + int(np.argmax(done[after_top:] >= 0.1))
     return max_lr, float(min(rates[began], max_lr / 4))
+
+
+def _first_jump(losses: Curve) -> tuple[int, bool]:
+    """Return where the loss first jumps, the end if nowhere, and whether it comes back.
+
+    It jumps when it lies above its lowest level so far by three tenths of the fall to there, and by
+    four deviations of the noise, which the flat start of the ramp shows. It comes back when a later
+    level lies within half of that.
+    """
+    start = max(3, len(losses) // 5)
+    noise = float(np.diff(losses[:start]).std() / math.sqrt(2))
+    top = float(losses[:start].mean())
+    # Of three in a row the middle one: a single lucky batch is no level.
+    level = np.median(np.lib.stride_tricks.sliding_window_view(losses, 3), axis=1)
+    for update in range(start, len(losses)):
+        low = float(level[: update - 2].min())
+        height = max(0.3 * (top - low), 4 * noise)
+        if top - low > 4 * noise and losses[update] - low > height:
+            return update, bool((level[update:] - low < height / 2).any())
+    return len(losses), False
 
 
 def _minimum(rates: Curve, smoothed: Curve) -> float:

@@ -178,7 +178,8 @@ def bowl():
 
 
 def test_the_range_lies_within_the_fall():
-    max_lr, base_lr = suggest_range(*bowl())
+    rates, losses = bowl()
+    max_lr, base_lr = suggest_range(rates, losses, losses)
     # A tenth of the fall from 1e-3 to 1e-2 is done at 10^-2.9, nine tenths at 10^-2.1.
     assert math.log10(max_lr) == pytest.approx(-2.1, abs=0.051)
     assert math.log10(base_lr) == pytest.approx(-2.9, abs=0.051)
@@ -200,8 +201,35 @@ def test_every_rule_gives_a_rate_of_the_curve_and_base_is_under_max(losses):
     for name, rule in RULES.items():
         rate = rule(rates, smoothed) * (10 if name == "minimum" else 1)
         assert np.isclose(rates, rate).any()
-    max_lr, base_lr = suggest_range(rates, smoothed)
+    max_lr, base_lr = suggest_range(rates, smoothed, smoothed)
     assert 0 < base_lr < max_lr <= rates[-1]
+
+
+def test_max_lr_is_twice_the_rate_of_the_first_jump_that_comes_back():
+    rates, losses = bowl()
+    noise = 0.01 * np.sin(np.arange(81) * 2.4)
+    losses = np.minimum.accumulate(losses) + noise  # a plateau after the fall ...
+    rates_of_jumps = rates[[50, 60, 70]]
+    losses[[50, 60, 70]] = 1.6  # ... with three jumps
+    max_lr, _ = suggest_range(rates, losses, losses)
+    assert max_lr == pytest.approx(2 * rates_of_jumps[0])
+
+
+def test_a_small_jump_or_one_within_the_noise_is_none():
+    rates, losses = bowl()
+    losses = np.minimum.accumulate(losses)
+    steady, _ = suggest_range(rates, losses, losses)
+    dented = losses.copy()
+    dented[50] += 0.29  # of a fall of 1
+    assert suggest_range(rates, dented, losses)[0] == steady
+    noisy = losses + 0.2 * np.cos(np.pi * np.arange(81))  # a jump of 0.4 is not 4 deviations
+    assert suggest_range(rates, noisy, losses)[0] == steady
+
+
+def test_a_loss_that_rises_for_good_gives_no_rate_beyond_its_fall():
+    rates, losses = bowl()
+    losses[50:] = 5.0
+    assert suggest_range(rates, losses, losses)[0] < 1e-2
 
 
 def test_suggestions_go_straight_into_schedules():
