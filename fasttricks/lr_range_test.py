@@ -46,7 +46,7 @@ class RangeTest:
         rates: The rate of each update, rising.
         losses: The training loss of each update.
         smoothed: The losses, smoothed.
-        max_lr: Suggested peak of a one cycle or of a triangular schedule.
+        max_lr: Suggested peak of a one cycle or of a triangular schedule; see ``suggest_range``.
         base_lr: Suggested foot of a triangular schedule: where the loss begins to fall.
         step_size_epochs: Suggested half cycle, in epochs.
         step_size: The same in updates; ``None`` if the loader has no length.
