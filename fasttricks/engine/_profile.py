@@ -145,12 +145,24 @@ class _Laps:
 @contextmanager
 def _timed_parts(trainer: Trainer, laps: _Laps) -> Iterator[None]:
     """Let the trainer's forward, backward and optimizer end laps of their own."""
+    nested = 0
 
+    # torch calls the hooks once more for the step that a subclass's step calls, and a model may
+    # call itself: only the outermost call is a part.
     def before(*_: Any) -> None:
-        laps.end("other")
+        nonlocal nested
+        if not nested:
+            laps.end("other")
+        nested += 1
 
     def after(name: str) -> Callable[..., None]:
-        return lambda *_: laps.end(name)
+        def end(*_: Any) -> None:
+            nonlocal nested
+            nested -= 1
+            if not nested:
+                laps.end(name)
+
+        return end
 
     plain = trainer.precision
     timed = copy.copy(plain)
