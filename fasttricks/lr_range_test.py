@@ -7,13 +7,12 @@ loss (an exponential moving average with its start corrected), against the logar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -26,6 +25,7 @@ from fasttricks._checks import (
 )
 from fasttricks.engine import Trainer, preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss
+from fasttricks.engine._trial import endless, trial_trainer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +146,7 @@ def lr_range_test(
     check_number("divergence", divergence)
     if divergence <= 1:
         raise ValueError(f"divergence must be greater than 1, got divergence={divergence}")
-    trainer = _trainer_of(model, optimizer, loss, precision)
+    trainer = trial_trainer(model, optimizer, loss, precision)
     if loader is None:
         raise ValueError("loader must be given, got none; pass loader=...")
     rates = _ramp(start_lr, end_lr, num_steps, ramp)
@@ -155,32 +155,6 @@ def lr_range_test(
     ):
         losses, diverged = _sweep(trainer, loader, rates, smoothing, divergence)
     return _read_curve(rates[: len(losses)], np.array(losses), smoothing, diverged, loader)
-
-
-def _trainer_of(
-    model: nn.Module | Trainer,
-    optimizer: Optimizer | Sequence[Optimizer] | None,
-    loss: Loss | None,
-    precision: str,
-) -> Trainer:
-    if isinstance(model, Trainer):
-        if optimizer is not None or loss is not None:
-            raise TypeError("optimizer and loss must be left out with a Trainer, which has its own")
-        return Trainer(
-            model.model,
-            model.optimizers,
-            loss=model.loss,
-            precision=model.precision,
-            channels_last=model.memory_format is torch.channels_last,
-            micro_batch_size=model.micro_batch_size,
-            progress=False,
-        )
-    if optimizer is None:
-        raise TypeError("optimizer must be given with a module, got None")
-    # Not channels_last, which would lay the module's weights out anew for good.
-    return Trainer(
-        model, optimizer, loss=loss, precision=precision, channels_last=False, progress=False
-    )
 
 
 def _ramp(start: float, end: float, steps: int, kind: str) -> Curve:
@@ -199,7 +173,7 @@ def _sweep(
     losses: list[float] = []
     average, lowest = 0.0, math.inf
     trainer.model.train()
-    for rate, batch in zip(rates, _endless(loader), strict=False):
+    for rate, batch in zip(rates, endless(loader), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             set_rate(group, rate * ratio)
         value = float(trainer.step(batch))
@@ -222,16 +196,6 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
-
-
-def _endless(loader: Iterable[Batch]) -> Iterator[Batch]:
-    while True:
-        count = 0
-        for batch in loader:
-            count += 1
-            yield batch
-        if not count:
-            raise ValueError("loader must hold at least one batch, got an empty one")
 
 
 def _smooth(losses: Curve, smoothing: float) -> Curve:

@@ -86,6 +86,17 @@ PUBLIC_NAMES = {
     "whiten_",
     "write_json",
     "write_run",
+    "BatchSizes",
+    "EarlyStop",
+    "JSONLines",
+    "Lookahead",
+    "StepProfile",
+    "StochasticWeightAverage",
+    "TensorBoard",
+    "find_batch_size",
+    "profile_steps",
+    "linear_scaled_lr",
+    "sqrt_scaled_lr",
 }
 
 # Ground floor first: a room imports only from itself and from those before it.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torch.nn import Parameter
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from typing_extensions import override
 
-from fasttricks._checks import check_fraction, check_integer
+from fasttricks._checks import check_choice, check_integer, check_number
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
@@ -73,43 +72,54 @@ class FreezeAfter(Callback):
                 parameter.requires_grad_(False)
 
 
-class WeightAverage(Callback):
-    """Train as ever, and end with an exponential moving average of the weights.
+class EarlyStop(Callback):
+    """End the run once a figure of the history reaches a target.
 
-    After each update ``average <- decay * average + (1 - decay) * weights``, from the first update
-    on, for parameters and batch-norm statistics alike; after the last update of ``fit`` the average
-    takes the place of the model's weights. Between, it is ``average.module``.
+    It sets ``trainer.stop = True`` after the epoch in which the target was reached. The model keeps
+    the weights that reached it: an average of weights is not handed over, and is found in its
+    callback's ``average.module``.
 
     Args:
-        decay: Share of the average that an update leaves, 0 to 1; an update counts for about
-            ``1 / (1 - decay)`` updates.
-
-    Attributes:
-        average: torch's ``AveragedModel``, from ``fit`` on.
+        target: The figure to reach, such as 0.94.
+        metric: The history's column that is compared, "val_accuracy" by default.
+        mode: "max" if higher is better, "min" if lower is; by default "min" for a column whose name
+            ends in "loss", else "max".
 
     Raises:
-        ValueError: If ``decay`` is not between 0 and 1.
+        ValueError: If ``target`` is not finite or ``mode`` unknown; after the first epoch, if the
+            history has no such column.
 
-    Reference:
-        Polyak and Juditsky 1992; ``torch.optim.swa_utils``.
+    Example:
+        >>> stop_at_94_percent = EarlyStop(target=0.94)
+        >>> stop_at_94_percent.mode
+        'max'
     """
 
-    def __init__(self, *, decay: float) -> None:
-        check_fraction("decay", decay)
-        self.decay = decay
-        self.average: AveragedModel | None = None
+    def __init__(
+        self, *, target: float, metric: str = "val_accuracy", mode: str | None = None
+    ) -> None:
+        check_number("target", target)
+        if mode is not None:
+            check_choice("mode", mode, ("max", "min"))
+        self.target = target
+        self.metric = metric
+        self.mode = mode or ("min" if metric.endswith("loss") else "max")
 
     @override
-    def on_fit_start(self, trainer: Trainer) -> None:
-        """Start from the model's weights."""
-        average_of = get_ema_multi_avg_fn(self.decay)
-        self.average = AveragedModel(trainer.model, multi_avg_fn=average_of, use_buffers=True)
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
+        """Stop if the target is reached."""
+        if self.metric not in row:
+            hint = "; pass val=... to fit" if self.metric.startswith("val_") else ""
+            raise ValueError(
+                f"metric must be a column of the history, which has {', '.join(row)}, "
+                f"got metric={self.metric!r}{hint}"
+            )
+        value = row[self.metric]
+        if value >= self.target if self.mode == "max" else value <= self.target:
+            cast(_Stoppable, trainer).stop = True
 
-    @override
-    def on_step_end(self, trainer: Trainer) -> None:
-        """Take the new weights in; after the last update, hand the average over."""
-        if self.average is None:
-            return
-        self.average.update_parameters(trainer.model)
-        if trainer.batches_done == trainer.total_steps:
-            trainer.model.load_state_dict(self.average.module.state_dict())
+
+class _Stoppable(Protocol):
+    """A loop that ends after the epoch in which ``stop`` became true."""
+
+    stop: bool

@@ -27,6 +27,7 @@ from __future__ import annotations
 from fasttricks.schedules._base import Schedule
 from fasttricks.schedules._cyclic import cycled_momentum, exp_range, triangular, triangular2
 from fasttricks.schedules._one_cycle import one_cycle
+from fasttricks.schedules._scaling import linear_scaled_lr, sqrt_scaled_lr
 from fasttricks.schedules._simple import (
     constant,
     cosine,
@@ -43,8 +44,10 @@ __all__ = [
     "cycled_momentum",
     "exp_range",
     "linear",
+    "linear_scaled_lr",
     "one_cycle",
     "piecewise_linear",
+    "sqrt_scaled_lr",
     "step_decay",
     "triangular",
     "triangular2",

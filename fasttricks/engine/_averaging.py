@@ -1,0 +1,291 @@
+"""Averages of weights as callbacks, which any other loop can use by their plain methods.
+
+Every average holds a copy of the model and moves it towards the weights that are trained, for
+parameters and batch-norm statistics alike:
+
+    average <- decay * average + (1 - decay) * weights
+
+They differ in when this happens, in the decay, and in what the model takes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from typing_extensions import override
+
+from fasttricks._checks import check_fraction, check_integer, check_non_negative
+from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._precision import Precision
+from fasttricks.engine._preserve import preserve_training_state
+
+if TYPE_CHECKING:
+    from fasttricks.engine._trainer import Batch, Trainer
+
+
+class _Average(Callback):
+    """What the averages share: their copy of the model, its beginning, and its place in a fit."""
+
+    def __init__(self) -> None:
+        self.average: AveragedModel | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._in_fit = False
+
+    def start(self, model: nn.Module) -> None:
+        """Begin from the model's weights, or from the state that was loaded before."""
+        self.average = AveragedModel(model, use_buffers=True)
+        if self._loaded is not None:
+            self.average.load_state_dict(self._loaded)
+            self._loaded = None
+
+    def hand_over(self, model: nn.Module) -> None:
+        """Put the average in the place of the model's weights, in place."""
+        model.load_state_dict(self._started().module.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average's tensors by name, none before ``start``."""
+        return {} if self.average is None else dict(self.average.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned, now or when the next ``fit`` starts."""
+        if self.average is not None and self._in_fit and state:
+            self.average.load_state_dict(state)
+        else:
+            self._loaded = dict(state) or None
+
+    @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Start from the model's weights."""
+        self.start(trainer.model)
+        self._in_fit = True
+
+    @override
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Let a state that is loaded from here on wait for the next fit."""
+        self._in_fit = False
+
+    def _started(self) -> AveragedModel:
+        if self.average is None:
+            raise RuntimeError(f"call start(model) of {type(self).__name__} before its other calls")
+        return self.average
+
+    def _move_towards(self, model: nn.Module, decay: float) -> None:
+        average = self._started()
+        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        average.update_parameters(model)
+
+
+class WeightAverage(_Average):
+    """Train as ever, and end with an exponential moving average of the weights.
+
+    After each update ``average <- decay * average + (1 - decay) * weights``, from the first update
+    on, for parameters and batch-norm statistics alike; after the last update of ``fit`` the average
+    takes the place of the model's weights. Between, it is ``average.module``. In a loop of your
+    own call ``start(model)``, ``update(model)`` after each update, and ``hand_over(model)``.
+
+    Args:
+        decay: Share of the average that an update leaves, 0 to 1; an update counts for about
+            ``1 / (1 - decay)`` updates.
+        every: Take the weights in after every so many updates, counted back from the last one, so
+            that it is always among them; 1 by default.
+        start_fraction: Share of the run, 0 to 1, after which averaging begins; 0 by default.
+
+    Attributes:
+        average: torch's ``AveragedModel``, from ``start`` on.
+
+    Raises:
+        ValueError: If ``decay`` or ``start_fraction`` is not between 0 and 1, or ``every`` under 1.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> average = WeightAverage(decay=0.5)
+        >>> average.start(model)
+        >>> for value in (1.0, 2.0, 4.0):  # the first is taken as it is
+        ...     _ = nn.init.constant_(model.weight, value)
+        ...     average.update(model)
+        >>> average.hand_over(model)
+        >>> model.weight.item()
+        2.75
+
+    Reference:
+        Polyak and Juditsky 1992; ``torch.optim.swa_utils``.
+    """
+
+    def __init__(self, *, decay: float, every: int = 1, start_fraction: float = 0.0) -> None:
+        check_fraction("decay", decay)
+        check_integer("every", every, minimum=1)
+        check_fraction("start_fraction", start_fraction)
+        super().__init__()
+        self.decay = decay
+        self.every = every
+        self.start_fraction = start_fraction
+
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights in."""
+        self._move_towards(model, self.decay)
+
+    @override
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Take the new weights in; after the last update, hand the average over."""
+        done, total = trainer.batches_done, trainer.total_steps
+        if done >= round(self.start_fraction * total) and (total - done) % self.every == 0:
+            self.update(trainer.model)
+        if done == total:
+            self.hand_over(trainer.model)
+
+
+class Lookahead(_Average):
+    """Every few updates pull the weights back onto a slow average of them, and go on from there.
+
+    After every ``every`` updates ``slow <- decay * slow + (1 - decay) * weights``, then
+    ``weights <- slow``; the optimizer's state stays. After the last update of ``fit`` the model
+    takes the slow weights. With ``rise`` the decay grows over the run: when the share s of it is
+    done, 0 to 1, it is ``decay * s^rise``: early on the slow weights follow closely, in the end
+    hardly.
+
+    The paper's form has a constant decay, 1 - alpha of the paper. That of hlb-CIFAR10 and of
+    airbench94 is ``Lookahead(every=5, decay=0.95**5, rise=3)``. Theirs includes the batch-norm
+    statistics, as do both forms here; the paper's own algorithm speaks of parameters alone.
+
+    In a loop of your own call ``start(model)`` before the first update, ``update(model)`` after
+    every ``every`` updates, and ``hand_over(model)`` at the end.
+
+    Args:
+        every: Updates between two pulls (k in the paper), at least 1; 5 by default.
+        decay: Share of the slow weights that a pull leaves, 0 to 1; 0.5 by default. With ``rise``,
+            its value at the end of the run.
+        rise: Power of the share of the run that is done; 0 (default) keeps the decay constant.
+
+    Attributes:
+        average: torch's ``AveragedModel`` with the slow weights, from ``start`` on.
+
+    Raises:
+        ValueError: If ``every`` is under 1, ``decay`` not between 0 and 1, or ``rise`` negative.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight)
+        >>> lookahead = Lookahead(decay=0.75)
+        >>> lookahead.start(model)
+        >>> _ = nn.init.ones_(model.weight)  # where five updates went
+        >>> lookahead.update(model)
+        >>> model.weight.item()
+        0.25
+
+    Reference:
+        Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back" (arXiv 1907.08610),
+        algorithm 1; the rising decay: Jordan 2024, airbench94 (arXiv 2404.00498, section 3.4).
+    """
+
+    def __init__(self, *, every: int = 5, decay: float = 0.5, rise: float = 0.0) -> None:
+        check_integer("every", every, minimum=1)
+        check_fraction("decay", decay)
+        check_non_negative("rise", rise)
+        super().__init__()
+        self.every = every
+        self.decay = decay
+        self.rise = rise
+
+    @override
+    def start(self, model: nn.Module) -> None:
+        """Begin from the model's weights, or from the state that was loaded before."""
+        super().start(model)
+        # AveragedModel would take the first weights as they are; the slow ones begin before them.
+        self._started().n_averaged.clamp_(min=1)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, *, share_done: float = 1.0) -> None:
+        """Pull the slow weights and the model together, at this share of the run (0 to 1)."""
+        check_fraction("share_done", share_done)
+        self._move_towards(model, self.decay * share_done**self.rise)
+        slow = self._started().module
+        for weight, pulled in zip(_tensors(model), _tensors(slow), strict=True):
+            if weight.is_floating_point():
+                weight.copy_(pulled)
+
+    @override
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Pull if it is time; after the last update, hand the slow weights over."""
+        done, total = trainer.batches_done, trainer.total_steps
+        if done % self.every == 0:
+            self.update(trainer.model, share_done=done / total)
+        if done == total:
+            self.hand_over(trainer.model)
+
+
+class StochasticWeightAverage(_Average):
+    """End with the plain mean of the weights at the ends of the last epochs.
+
+    The mean is over the epochs that end at ``start_fraction`` of the run or later; an epoch cut
+    short by the run's end counts as one. After the last update the model takes the mean, and its
+    batch-norm statistics, which no average of statistics can give, are estimated anew by a pass
+    over training batches. The rate during those epochs should stay high enough to move the weights:
+    constant, or one cycle an epoch.
+
+    In a loop of your own call ``start(model)``, ``update(model)`` after each such epoch, and
+    ``hand_over(model)``.
+
+    Args:
+        batches: Training batches (images, targets) for the statistics, usually the loader that is
+            trained on; its place and the random states are put back. None: the statistics are
+            averaged like the weights.
+        start_fraction: Share of the run, 0 to 1, from which on ends of epochs count; 0.75 by
+            default, as in the paper.
+
+    Attributes:
+        average: torch's ``AveragedModel``, from ``start`` on.
+
+    Raises:
+        ValueError: If ``start_fraction`` is not between 0 and 1.
+
+    Reference:
+        Izmailov et al. 2018, "Averaging weights leads to wider optima and better generalization"
+        (arXiv 1803.05407), algorithm 1 and section 3.2.
+    """
+
+    def __init__(self, batches: Iterable[Batch] | None, *, start_fraction: float = 0.75) -> None:
+        check_fraction("start_fraction", start_fraction)
+        super().__init__()
+        self.batches = batches
+        self.start_fraction = start_fraction
+
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights in; each of n such counts for 1/n."""
+        taken = int(self._started().n_averaged)
+        self._move_towards(model, taken / (taken + 1))
+
+    @override
+    def hand_over(self, model: nn.Module, *, precision: Precision | None = None) -> None:
+        """Estimate the mean's batch-norm statistics and put it in the place of the weights.
+
+        Args:
+            model: What takes the mean.
+            precision: How to compute the statistics; in the model's own dtype by default.
+        """
+        mean = self._started().module
+        if self.batches is not None:
+            context = nullcontext() if precision is None else precision.forward_context()
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            with preserve_training_state(nn.Identity(), [], self.batches), context:
+                update_bn(self.batches, mean, device)
+        super().hand_over(model)
+
+    @override
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Take an epoch's last weights in; after the last update, hand the mean over."""
+        done, total = trainer.batches_done, trainer.total_steps
+        epoch_ends = done % trainer.steps_per_epoch == 0 or done == total
+        if epoch_ends and done >= round(self.start_fraction * total):
+            self.update(trainer.model)
+        if done == total:
+            self.hand_over(trainer.model, precision=trainer.precision)
+
+
+def _tensors(model: nn.Module) -> Iterable[Tensor]:
+    return chain(model.parameters(), model.buffers())

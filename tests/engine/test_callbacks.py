@@ -1,0 +1,179 @@
+"""Callbacks apart from the averages: early stop and the loggers."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from fasttricks.engine import EarlyStop, JSONLines, TensorBoard, Trainer
+
+ROWS = [
+    {"epoch": 1, "step": 4, "loss": 2.0, "val_accuracy": 0.5},
+    {"epoch": 2, "step": 8, "loss": 1.0, "val_accuracy": 0.94},
+    {"epoch": 3, "step": 12, "loss": 1.5, "val_accuracy": 0.93},
+]
+
+
+def stops(callback):
+    """After which rows the callback wants to stop, each in a run of its own."""
+    trainers = [SimpleNamespace(stop=False) for _ in ROWS]
+    for trainer, row in zip(trainers, ROWS, strict=True):
+        callback.on_epoch_end(trainer, row)
+    return [trainer.stop for trainer in trainers]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target": 0.94}, [False, True, False]),
+        ({"target": 0.93}, [False, True, True]),
+        ({"target": 1.5, "metric": "loss"}, [False, True, True]),
+        ({"target": 1.5, "metric": "loss", "mode": "max"}, [True, False, True]),
+        ({"target": 0.5, "mode": "min"}, [True, False, False]),
+    ],
+)
+def test_early_stop_stops_where_the_target_is_reached(options, expected):
+    assert stops(EarlyStop(**options)) == expected
+
+
+def test_early_stop_is_not_reached_by_nan():
+    trainer = SimpleNamespace(stop=False)
+    for mode in ("min", "max"):
+        row = {"loss": math.nan}
+        EarlyStop(target=0.0, metric="loss", mode=mode).on_epoch_end(trainer, row)
+    assert not trainer.stop
+
+
+def test_early_stop_names_a_column_that_is_missing():
+    message = (
+        r"metric must be a column .* which has epoch, loss, got metric='val_accuracy'; pass val"
+    )
+    with pytest.raises(ValueError, match=message):
+        EarlyStop(target=0.9).on_epoch_end(SimpleNamespace(), {"epoch": 1, "loss": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": math.nan}, "target must be finite, got target=nan"),
+        ({"target": 0.9, "mode": "up"}, "mode must be one of 'max', 'min', got mode='up'"),
+    ],
+)
+def test_early_stop_refuses_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStop(**options)
+
+
+def fit(*callbacks, epochs=2, trainer=None):
+    if trainer is None:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"precision": "fp32", "progress": False, "callbacks": callbacks}
+        trainer = Trainer(model, optimizer, **options)
+    batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))]
+    trainer.fit(batches, epochs=epochs)
+    return trainer
+
+
+# JSON lines --------------------------------------------------------------------------------------
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_json_lines_holds_the_rows_of_the_history_and_goes_on_below_them(tmp_path):
+    path = tmp_path / "new" / "log.jsonl"
+    trainer = fit(JSONLines(path))
+    assert lines(path) == trainer.history.rows
+    fit(trainer=trainer, epochs=1)
+    assert lines(path) == trainer.history.rows
+    assert len(lines(path)) == 3
+    fit(JSONLines(str(path)))
+    assert len(lines(path)) == 5
+
+
+def test_json_lines_is_on_the_disk_after_each_epoch(tmp_path):
+    path, seen = tmp_path / "log.jsonl", []
+
+    class Watch(JSONLines):
+        def on_epoch_end(self, trainer, row):
+            super().on_epoch_end(trainer, row)
+            seen.append(len(lines(path)))
+
+    fit(Watch(path), epochs=3)
+    assert seen == [1, 2, 3]
+
+
+def test_json_lines_writes_null_for_what_json_lacks(tmp_path):
+    path = tmp_path / "log.jsonl"
+    JSONLines(path).write({"epoch": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "d": 0.1})
+    assert lines(path) == [{"epoch": 1, "a": None, "b": None, "c": None, "d": 0.1}]
+
+
+def test_json_lines_ends_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"epoch": 1}\n{"epo')
+    JSONLines(path).write({"epoch": 2})
+    assert path.read_text() == '{"epoch": 1}\n{"epo\n{"epoch": 2}\n'
+
+
+# TensorBoard -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def writers(monkeypatch):
+    """The writers that were made, in place of those of tensorboard."""
+    made = []
+
+    class Writer:
+        def __init__(self, folder, purge_step=None):
+            self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
+            made.append(self)
+
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+
+        def flush(self):
+            self.flushed = len(self.scalars)
+
+        def close(self):
+            self.closed = True
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return made
+
+
+def test_tensorboard_gets_every_figure_at_its_update(writers, tmp_path):
+    trainer = fit(TensorBoard(tmp_path))
+    (writer,) = writers
+    assert (writer.folder, writer.purge_step) == (str(tmp_path), None)
+    expected = [
+        (name, value, row["step"])
+        for row in trainer.history.rows
+        for name, value in row.items()
+        if name not in ("epoch", "step")
+    ]
+    assert writer.scalars == expected
+    assert writer.flushed == len(expected)
+    assert writer.closed
+
+
+def test_tensorboard_hides_what_lies_beyond_the_place_where_a_run_goes_on(writers, tmp_path):
+    trainer = fit(TensorBoard(tmp_path))
+    fit(trainer=trainer)
+    assert [writer.purge_step for writer in writers] == [None, 3]
+
+
+def test_tensorboard_that_is_not_installed_is_named_at_once(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="TensorBoard needs tensorboard; pip install tensorboard"):
+        TensorBoard(tmp_path)
