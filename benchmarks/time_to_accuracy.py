@@ -28,6 +28,7 @@ CONTENDERS = {
     "speedrun": ["examples/cifar10_94.py", "--recipe", "speedrun"],
     "article": ["examples/cifar10_94.py", "--recipe", "article"],
     "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
+    "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],
 }
 
 
