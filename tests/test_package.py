@@ -26,6 +26,7 @@ PACKAGE = ROOT / "fasttricks"
 PUBLIC_NAMES = {
     "AlternatingFlip",
     "Callback",
+    "CutMix",
     "Cutout",
     "CyclicLR",
     "DataError",
@@ -37,6 +38,7 @@ PUBLIC_NAMES = {
     "FreezeAfter",
     "History",
     "ImageSet",
+    "Mixup",
     "Muon",
     "Normalize",
     "OneCycleLR",
@@ -45,6 +47,7 @@ PUBLIC_NAMES = {
     "Progress",
     "RangeTest",
     "ProgressiveResize",
+    "RandomErasing",
     "RandomHorizontalFlip",
     "RandomIntensity",
     "RandomTranslate",

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
-from fasttricks.transforms import Draws, Pipeline, Transform
+from fasttricks.transforms import Draws, Mix, Pipeline, Transform
 
-# The order draws from a stream that no transform of a pipeline reaches.
+# Order and mix draw from streams that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
+_MIX_STREAM = 2**32 - 2
 
 
 class DeviceLoader:
@@ -40,9 +42,11 @@ class DeviceLoader:
         drop_last: leave out the last batch if it is short.
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
+        mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
 
     Yields:
-        ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B].
+        ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B],
+        with ``mix`` float32 [B, num_classes].
 
     Raises:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
@@ -75,11 +79,14 @@ class DeviceLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        mix: Mix | None = None,
     ) -> None:
         if not isinstance(image_set, ImageSet):
             raise TypeError(f"image_set must be an ImageSet, got {type(image_set).__name__}")
         _check_flag("shuffle", shuffle)
         _check_flag("drop_last", drop_last)
+        if mix is not None and not isinstance(mix, Mix):
+            raise TypeError(f"mix must be a Mixup or a CutMix, got mix={mix!r}")
         _check_batch_size(batch_size, len(image_set), drop_last)
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -87,6 +94,8 @@ class DeviceLoader:
         self.seed = seed
         self.device = _usable_device(device)
         self.pipeline = Pipeline(transforms)
+        self.mix = mix
+        self._num_classes = image_set.num_classes
         self._epoch = 0
         self._shape = tuple(image_set.images.shape[1:])
         # one row an image: `index_select` then copies whole rows and keeps the NHWC storage
@@ -134,13 +143,23 @@ class DeviceLoader:
         return torch.randperm(number, generator=generator).to(self.device)
 
     def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        images, labels = self._augmented(index, epoch)
+        if self.mix is not None:
+            draws = Draws(index, seed=self.seed, epoch=epoch, stream=_MIX_STREAM)
+            others, other_labels = self._augmented(self.mix.partners(draws, len(self._rows)), epoch)
+            soft, other_soft = (
+                one_hot(of, self._num_classes).float() for of in (labels, other_labels)
+            )
+            images, labels = self.mix.mix(images, soft, others, other_soft, draws=draws)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def _augmented(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         c, h, w = self._shape
         storage = self._rows.index_select(0, index).view(-1, h, w, c)
         images = storage.permute(0, 3, 1, 2)
         draws = Draws(index, seed=self.seed, epoch=epoch)
         images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
-        labels = self._labels.index_select(0, index)
-        return images.contiguous(memory_format=torch.channels_last), labels
+        return images, self._labels.index_select(0, index)
 
 
 def _check_flag(name: str, value: object) -> None:

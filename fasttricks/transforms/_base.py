@@ -8,12 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._samples import change_sample, is_image
 
 Params = TypeVar("Params")
 Shape = tuple[int, ...]
@@ -40,6 +43,11 @@ class Transform(ABC, Generic[Params]):
         torch.Size([8, 3, 32, 32])
     """
 
+    @property
+    def _moves_pixels(self) -> bool:
+        """Whether masks and boxes that belong to an image no longer fit it afterwards."""
+        return True
+
     @abstractmethod
     def sample(self, draws: Draws, shape: Shape) -> Params:
         """The numbers for the images of ``draws``.
@@ -62,11 +70,24 @@ class Transform(ABC, Generic[Params]):
         """The shape of what ``apply`` returns for images of ``shape``: the same by default."""
         return shape
 
-    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    @overload
+    def __call__(self, images: Tensor, *, generator: torch.Generator | None = None) -> Tensor: ...
+    @overload
+    def __call__(
+        self, images: Any, *others: Any, generator: torch.Generator | None = None
+    ) -> Any: ...
+    def __call__(self, images: Any, *others: Any, generator: torch.Generator | None = None) -> Any:
         """Sample and apply; epoch 0 where the epoch matters.
 
+        Besides tensors it takes what torchvision's v2 transforms take, so that it stands among them
+        in a ``v2.Compose``: a PIL image, a ``tv_tensors.Image``, a sample with images and other
+        things in tuples, lists or dicts, or several arguments. Images keep their type, all images
+        of a sample get the same numbers, and all else passes as it came.
+
         Args:
-            images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype.
+            images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype; a
+                PIL image; or a sample.
+            others: the rest of a sample that comes as several arguments; a tuple is returned then.
             generator: gives one number, from which each image's own follow; None takes torch's
                 default generator.
 
@@ -74,12 +95,22 @@ class Transform(ABC, Generic[Params]):
             Images with as many dimensions as came.
 
         Raises:
-            TypeError: images are not a tensor or their dtype is bool, complex or quantized.
+            TypeError: there is no image, its dtype is bool, complex or quantized, or masks or boxes
+                come with a transform that moves pixels.
             ValueError: images have the wrong rank or no pixels.
         """
+        if not others and isinstance(images, Tensor) and not is_image(images):
+            check_images(images)
+            return self._change(images, Draws.from_generator(0, generator=generator).seed)
+        sample = (images, *others) if others else images
+        seed = Draws.from_generator(0, generator=generator).seed
+        change = partial(self._change, seed=seed)
+        return change_sample(sample, change, moves_pixels=self._moves_pixels)
+
+    def _change(self, images: Tensor, seed: int) -> Tensor:
         check_images(images)
         batch = images if images.dim() == 4 else images[None]
-        draws = Draws.from_generator(len(batch), generator=generator, device=batch.device)
+        draws = Draws(torch.arange(len(batch), device=batch.device), seed=seed)
         result = self.apply(batch, self.sample(draws, tuple(batch.shape)))
         return result if images.dim() == 4 else result[0]
 
@@ -107,6 +138,11 @@ class Pipeline(Transform[tuple[Any, ...]]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "transforms", _flat(self.transforms))
+
+    @property
+    @override
+    def _moves_pixels(self) -> bool:
+        return any(transform._moves_pixels for transform in self.transforms)
 
     def sample(self, draws: Draws, shape: Shape) -> tuple[Any, ...]:
         """The numbers of each piece, in order."""

@@ -6,11 +6,13 @@ within the image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fasttricks._checks import check_fraction, check_integer
 from fasttricks.transforms._base import Shape, Transform
@@ -19,10 +21,14 @@ from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._layout import memory_format_of
 
 Fill = float | Sequence[float] | str
+# Boxes; with random colours the key of each image's noise as well, int64, shape [N].
+Boxes = Tensor | tuple[Tensor, Tensor]
+
+_NOISE_SEED = 0x6E6F_6973_65
 
 
 @dataclass(frozen=True)
-class Cutout(Transform[Tensor]):
+class Cutout(Transform[Boxes]):
     """Erase one or more squares of each image, every image at its own place.
 
     The centre c is uniform over the pixels of the image and the square takes rows c - size//2 to c
@@ -36,10 +42,11 @@ class Cutout(Transform[Tensor]):
             the border like any other, and with ``inside=True`` the whole side of the image is
             erased.
         holes: how many squares each image gets; they may overlap.
-        fill: what the squares hold: a number, one number for each channel, or "mean" for each
-            image's own mean of each channel. Numbers are in the images' own units, whole and in
-            range for an integer dtype: 0 is black before ``Normalize``, and the mean colour after
-            it.
+        fill: what the squares hold: a number, one number for each channel, "mean" for each image's
+            own mean of each channel, or "random" for noise of each pixel and channel: normal, with
+            mean 0 and deviation 1, for a floating dtype, uniform over the range of an integer one.
+            Numbers are in the images' own units, whole and in range for an integer dtype: 0 is
+            black before ``Normalize``, and the mean colour after it.
         p: the probability that an image is changed, 0 to 1.
         inside: keep the squares wholly inside of the image.
 
@@ -68,24 +75,31 @@ class Cutout(Transform[Tensor]):
     def __post_init__(self) -> None:
         _check_size(self.size)
         check_integer("holes", self.holes, minimum=1)
-        object.__setattr__(self, "fill", _checked_fill(self.fill))
+        object.__setattr__(self, "fill", checked_fill(self.fill))
         check_fraction("p", self.p)
         if not isinstance(self.inside, bool):
             raise TypeError(f"inside must be True or False, got inside={self.inside!r}")
 
-    def sample(self, draws: Draws, shape: Shape) -> Tensor:
+    @property
+    @override
+    def _moves_pixels(self) -> bool:
+        return False
+
+    def sample(self, draws: Draws, shape: Shape) -> Boxes:
         """Each image's boxes: int64, shape [N, K, 4]; all 0 for an image left alone."""
         k = self.holes
         height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        # column 0 decides, the next K place the rows and the last K the columns
+        # column 0 decides, the next K place the rows, then K the columns, then 2 key the noise
         top, bottom = self._interval(draws, height, shape[2], start=1)
         left, right = self._interval(draws, width, shape[3], start=1 + k)
         boxes = torch.stack([top, bottom, left, right], dim=2)
-        return boxes * (draws.uniform(1) < self.p)[:, :, None]
+        boxes = boxes * (draws.uniform(1) < self.p)[:, :, None]
+        return with_noise_keys(boxes, draws, self.fill, start=1 + 2 * k)
 
-    def apply(self, images: Tensor, params: Tensor) -> Tensor:
+    def apply(self, images: Tensor, params: Boxes) -> Tensor:
         """The images, their boxes filled."""
-        return erase(images, params, fill=self.fill)
+        boxes, keys = params if isinstance(params, tuple) else (params, None)
+        return erase(images, boxes, fill=self.fill, noise_keys=keys)
 
     def _interval(
         self, draws: Draws, size: int, length: int, *, start: int
@@ -116,7 +130,7 @@ def cutout(
         size: side in pixels, or (height, width).
         generator: where the places come from; None takes torch's default generator.
         holes: how many squares each image gets.
-        fill: a number, one for each channel, or "mean".
+        fill: a number, one for each channel, "mean" or "random".
         p: the probability that an image is changed.
         inside: keep the squares wholly inside of the image.
 
@@ -135,20 +149,23 @@ def cutout(
     return transform(images, generator=generator)
 
 
-def erase(images: Tensor, boxes: Tensor, *, fill: Fill = 0.0) -> Tensor:
+def erase(
+    images: Tensor, boxes: Tensor, *, fill: Fill = 0.0, noise_keys: Tensor | None = None
+) -> Tensor:
     """Fill boxes of each image.
 
     Args:
         images: shape [N, C, H, W], an integer or floating dtype.
         boxes: int64, shape [N, K, 4]: (top, bottom, left, right), half open; an empty box erases
             nothing.
-        fill: a number, one for each channel, or "mean".
+        fill: a number, one for each channel, "mean" or "random".
+        noise_keys: int64, shape [N], of which each image's noise is a function; for "random".
 
     Returns:
         New images; shape, dtype and memory format as they came.
 
     Raises:
-        ValueError: fill does not fit the images' channels or dtype.
+        ValueError: fill does not fit the images' channels or dtype, or "random" has no keys.
 
     Example:
         >>> erase(torch.ones(1, 1, 2, 4), torch.tensor([[[0, 1, 1, 3]]]))
@@ -156,9 +173,15 @@ def erase(images: Tensor, boxes: Tensor, *, fill: Fill = 0.0) -> Tensor:
                   [1., 1., 1., 1.]]]])
     """
     n, c, h, w = images.shape
-    mask = _mask(boxes, h, w)
+    mask = box_mask(boxes, h, w)
+    memory_format = memory_format_of(images)
+    if fill == "random":
+        if noise_keys is None:
+            raise ValueError('noise_keys must be given with fill="random", got None')
+        noise = _noise(noise_keys, (c, h, w), images.dtype)
+        return torch.where(mask[:, None], noise, images).contiguous(memory_format=memory_format)
     values = _fill_values(images, fill)
-    if memory_format_of(images) != torch.channels_last:
+    if memory_format != torch.channels_last:
         erased = torch.where(mask[:, None], values[:, :, None, None], images)
         return erased.contiguous()
     storage = images.permute(0, 2, 3, 1).reshape(n, h * w * c)
@@ -168,7 +191,29 @@ def erase(images: Tensor, boxes: Tensor, *, fill: Fill = 0.0) -> Tensor:
     return torch.where(mask, values, storage).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def _mask(boxes: Tensor, height: int, width: int) -> Tensor:
+def with_noise_keys(boxes: Tensor, draws: Draws, fill: Fill, *, start: int) -> Boxes:
+    """The boxes, and for a random fill the keys of the noise from two columns of the draws."""
+    if fill != "random":
+        return boxes
+    high, low = draws.integers(0, 2**24, 2, start=start).unbind(1)
+    return boxes, high << 24 | low
+
+
+def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Noise of each pixel, a function of the image's key alone: shape [N, C, H, W]."""
+    draws = Draws(keys, seed=_NOISE_SEED)
+    pixels = shape[0] * shape[1] * shape[2]
+    if dtype.is_floating_point:
+        # Box and Muller 1958; half a step up, as the logarithm must not meet 0
+        radius = (-2 * (draws.uniform(pixels) + 2.0**-25).log()).sqrt()
+        noise = radius * (2 * math.pi * draws.uniform(pixels, start=pixels)).cos()
+        return noise.to(dtype).view(-1, *shape)
+    limits = torch.iinfo(dtype)
+    levels = draws.uniform(pixels).double() * (limits.max - limits.min + 1) + limits.min
+    return levels.floor().to(dtype).view(-1, *shape)
+
+
+def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     """The pixels in any of an image's boxes: bool, shape [N, H, W]."""
     top, bottom, left, right = boxes[..., None].unbind(2)
     row = torch.arange(height, device=boxes.device)
@@ -205,12 +250,12 @@ def _check_size(size: object) -> None:
     check_integer("width of size", size[1], minimum=1)
 
 
-def _checked_fill(fill: Fill) -> Fill:
+def checked_fill(fill: Fill) -> Fill:
     if not isinstance(fill, str):
         numbers = channel_numbers("fill", fill)
         return numbers if isinstance(fill, Sequence) else fill
-    if fill != "mean":
-        raise ValueError(f"fill must be a number, numbers or 'mean', got fill={fill!r}")
+    if fill not in ("mean", "random"):
+        raise ValueError(f"fill must be a number, numbers, 'mean' or 'random', got fill={fill!r}")
     return fill
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fasttricks._checks import check_fraction, check_non_negative
 from fasttricks.transforms._base import Shape, Transform
@@ -43,6 +44,11 @@ class RandomIntensity(Transform[tuple[Tensor, Tensor]]):
     def __post_init__(self) -> None:
         check_non_negative("shift", self.shift)
         check_fraction("scale", self.scale)
+
+    @property
+    @override
+    def _moves_pixels(self) -> bool:
+        return False
 
     def sample(self, draws: Draws, shape: Shape) -> tuple[Tensor, Tensor]:
         """Offset and factor of each image, each of shape [N]."""

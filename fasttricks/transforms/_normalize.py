@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fasttricks._checks import check_positive
 from fasttricks.transforms._base import Shape, Transform
@@ -50,6 +51,11 @@ class Normalize(Transform[None]):
         object.__setattr__(self, "std", std)
         if not isinstance(self.dtype, torch.dtype) or not self.dtype.is_floating_point:
             raise TypeError(f"dtype must be a floating torch.dtype, got dtype={self.dtype}")
+
+    @property
+    @override
+    def _moves_pixels(self) -> bool:
+        return False
 
     def sample(self, draws: Draws, shape: Shape) -> None:
         """Draw nothing, but check that the numbers fit the channels."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 import pytest
 import slow_transforms
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fasttricks.transforms import Cutout, Draws, Pipeline, cutout
+from fasttricks.transforms._cutout import erase
 
 DTYPES = [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
@@ -246,7 +248,7 @@ def test_a_list_of_fills_is_kept_as_numbers_of_its_own():
         ({"holes": 0}, ValueError, "holes must be at least 1, got holes=0"),
         ({"p": float("nan")}, ValueError, "p must be finite, got p=nan"),
         ({"p": -0.1}, ValueError, "p must be between 0 and 1, got p=-0.1"),
-        ({"fill": "median"}, ValueError, "'mean', got fill='median'"),
+        ({"fill": "median"}, ValueError, "'mean' or 'random', got fill='median'"),
         ({"fill": float("inf")}, ValueError, "fill must be finite, got fill=inf"),
         ({"fill": ()}, ValueError, r"fill must have at least one number, got fill=\(\)"),
         ({"fill": None}, TypeError, "fill must be a number, got fill=None"),
@@ -268,3 +270,62 @@ def test_a_fill_that_uint8_cannot_hold_is_refused(fill):
 def test_a_fill_that_does_not_fit_the_channels_is_refused():
     with pytest.raises(ValueError, match=r"fill must .* got 2 numbers and images of 3 channels"):
         Cutout(2, fill=(0.0, 1.0))(torch.zeros(3, 8, 8))
+
+
+def original_cutout(image, length, y, x):
+    """The mask of the paper's own code: edges by clipping at the border, NumPy by hand."""
+    height, width = image.shape[1:]
+    mask = np.ones((height, width), np.float32)
+    y1, y2 = np.clip(y - length // 2, 0, height), np.clip(y + length // 2, 0, height)
+    x1, x2 = np.clip(x - length // 2, 0, width), np.clip(x + length // 2, 0, width)
+    mask[y1:y2, x1:x2] = 0
+    return image * mask
+
+
+@pytest.mark.parametrize("length", [2, 8, 16])
+def test_for_even_sizes_it_is_the_original_at_every_centre(length):
+    # A centre c of the original is c here: boxes of all 12 x 10 centres, each met once.
+    n, height, width = 4000, 12, 10
+    boxes = Cutout(length).sample(Draws(torch.arange(n), seed=0), (n, 3, height, width))[:, 0]
+    by_hand = set()
+    for y in range(height):
+        for x in range(width):
+            image = original_cutout(np.ones((3, height, width), np.float32), length, y, x)
+            by_hand.add(image.tobytes())
+    ours = {
+        erase(torch.ones(1, 3, height, width), box[None, None]).numpy().tobytes()
+        for box in boxes.unique(dim=0)
+    }
+    assert ours == by_hand
+
+
+def test_random_fill_is_noise_that_depends_on_the_image_alone():
+    images = torch.full((400, 3, 16, 16), 7.0)
+    transform = Cutout(8, fill="random", inside=True)
+    erased = run(transform, images)
+    noise = erased[erased != 7.0]
+    assert noise.numel() == 400 * 3 * 64
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    alone = transform.apply(
+        images[:1], transform.sample(Draws(torch.tensor([3]), seed=0), (1, 3, 16, 16))
+    )
+    assert torch.equal(alone[0], erased[3])
+
+
+def test_random_fill_of_bytes_is_uniform():
+    images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
+    noise = run(Cutout(16, fill="random", inside=True), images)
+    assert (noise.min(), noise.max()) == (0, 255)
+    counts = torch.bincount(noise.flatten().long(), minlength=256)
+    assert counts.min() > 0.85 * noise.numel() / 256
+
+
+def test_random_noise_without_keys_is_refused():
+    with pytest.raises(ValueError, match="noise_keys must be given"):
+        erase(torch.ones(1, 1, 2, 4), torch.tensor([[[0, 1, 1, 3]]]), fill="random")
+
+
+def run(transform, images):
+    draws = Draws(torch.arange(len(images)), seed=0)
+    return transform.apply(images, transform.sample(draws, tuple(images.shape)))

@@ -94,7 +94,7 @@ def test_a_transform_needs_both_of_its_halves():
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([[0]], TypeError, "images must be a torch.Tensor, got list"),
+        ([[0]], TypeError, "images must be a torch.Tensor, a PIL image.* got list"),
         (torch.zeros(4, 4), ValueError, r"\[C, H, W\] or \[N, C, H, W\], got shape=\(4, 4\)"),
         (torch.zeros(1, 1, 1, 4, 4), ValueError, r"got shape=\(1, 1, 1, 4, 4\)"),
         (torch.zeros(2, 3, 0, 4), ValueError, r"one channel, row and column, got shape=\(2, 3, 0"),
