@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fasttricks._checks import check_integer
+from fasttricks.transforms import Draws, Mix, Pipeline, Transform
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fasttricks.data import ImageSet
     from fasttricks.engine import History
     from fasttricks.lr_range_test import RangeTest
 
-__all__ = ["plot_history", "plot_range_test"]
+__all__ = ["plot_history", "plot_range_test", "preview_augmentation"]
 
 
 def plot_history(history: History) -> Figure:
@@ -77,10 +86,91 @@ def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def preview_augmentation(
+    image_set: ImageSet,
+    transforms: Sequence[Transform[Any]],
+    *,
+    mix: Mix | None = None,
+    count: int = 8,
+    epochs: int = 1,
+    seed: int = 0,
+) -> Figure:
+    """Draw a grid: some images as they are, and a row after each piece of the augmentation.
+
+    The numbers are those that a ``DeviceLoader`` with this seed draws. Rows of floating images, as
+    after ``Normalize``, are scaled to the range of the row.
+
+    Args:
+        image_set: The images; the first of each class come first.
+        transforms: The pieces, as for ``DeviceLoader``.
+        mix: A ``Mixup`` or ``CutMix`` for one more row; partners are any of the images drawn.
+        count: How many images, at least 1.
+        epochs: Repeat the rows for so many epochs, at least 1.
+        seed: Of the draws.
+
+    Returns:
+        A matplotlib figure that belongs to no window: show it in a notebook, or save it.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        ImportError: If matplotlib is not installed.
+    """
+    check_integer("count", count, minimum=1)
+    check_integer("epochs", epochs, minimum=1)
+    chosen = _some_of_each_class(image_set.labels, count)
+    images = image_set.images[chosen]
+    rows = [("as they are", images)]
+    pieces = Pipeline(transforms).transforms
+    for epoch in range(epochs):
+        suffix = f", epoch {epoch}" if epochs > 1 else ""
+        batch = images
+        for stream, piece in enumerate(pieces):
+            draws = Draws(chosen, seed=seed, epoch=epoch, stream=stream)
+            batch = piece.apply(batch, piece.sample(draws, tuple(batch.shape)))
+            rows.append((repr(piece) + suffix, batch))
+        if mix is not None:
+            draws = Draws(chosen, seed=seed, epoch=epoch, stream=len(pieces))
+            other = mix.partners(draws, len(batch))
+            nothing = torch.zeros(len(batch), 1)
+            mixed, _ = mix.mix(batch, nothing, batch[other], nothing, draws=draws)
+            rows.append((repr(mix) + suffix, mixed))
+    figure = _new_figure(figsize=(max(4.0, 1.1 * len(chosen)), 1.4 * len(rows)), layout="none")
+    for row, (title, batch) in enumerate(rows):
+        panel = figure.add_axes((0.01, 1 - (row + 0.99) / len(rows), 0.98, 0.82 / len(rows)))
+        panel.imshow(_strip(batch).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        panel.set_anchor("W")
+        panel.set_title(title, loc="left", fontsize=8, pad=3)
+        panel.axis("off")
+    return figure
+
+
+def _some_of_each_class(labels: Tensor, count: int) -> Tensor:
+    """The first image of each class, then the second of each, and so on: int64, shape [count]."""
+    order = labels.argsort(stable=True)
+    sorted_labels = labels[order]
+    first = torch.searchsorted(sorted_labels, sorted_labels)
+    rank = torch.arange(len(labels), device=labels.device) - first
+    return order[rank.argsort(stable=True)][:count]
+
+
+def _strip(images: Tensor) -> Tensor:
+    """Images side by side, as matplotlib draws them: float in 0..1, [H, W] or [H, W, 3]."""
+    if images.is_floating_point():
+        images = images.float()
+        low, high = images.min(), images.max()
+        images = (images - low) / (high - low).clamp(min=1e-6)
+    else:
+        images = images.float() / 255
+    gap = max(1, images.shape[3] // 16)
+    padded = pad(images, (0, gap), value=1.0).permute(2, 0, 3, 1).cpu()
+    strip = padded.flatten(1, 2)[:, :-gap]
+    return strip[..., :3] if strip.shape[2] >= 3 else strip[..., 0]
+
+
 def _new_figure(**options: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('drawing needs matplotlib; pip install "fasttricks[examples]"') from error
     # A Figure of its own, not pyplot's: no global state, no window, no backend to choose.
-    return Figure(layout="constrained", **options)
+    return Figure(**{"layout": "constrained", **options})

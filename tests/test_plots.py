@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from fasttricks import Cutout, DeviceLoader, ImageSet, Mixup, Normalize, RandomTranslate
 from fasttricks.engine import History
-from fasttricks.plots import plot_history
+from fasttricks.plots import plot_history, preview_augmentation
 
 
 def test_the_lines_hold_the_historys_columns():
@@ -26,3 +29,34 @@ def test_the_lines_hold_the_historys_columns():
 def test_an_empty_history_is_refused():
     with pytest.raises(ValueError, match="at least one epoch"):
         plot_history(History())
+
+
+def image_set(n=12, size=8):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
+    return ImageSet(pixels, torch.arange(n) // 4, classes=("a", "b", "c"), name="noise")
+
+
+def test_the_preview_shows_images_of_each_class_and_a_row_after_each_piece():
+    data = image_set()
+    transforms = [RandomTranslate(2), Cutout(4)]
+    figure = preview_augmentation(data, transforms, count=4, seed=5)
+    strips = [panel.images[0].get_array() for panel in figure.axes]
+    assert len(strips) == 3
+    chosen = [0, 4, 8, 1]  # the first of each class, then the second
+    loader = DeviceLoader(data, batch_size=12, transforms=transforms, seed=5)
+    augmented = next(iter(loader))[0]
+    for column, index in enumerate(chosen):
+        place = np.s_[:, 9 * column : 9 * column + 8]  # 8 pixels and a gap of 1
+        assert np.allclose(strips[0][place], data.images[index].permute(1, 2, 0) / 255)
+        assert np.allclose(strips[2][place], augmented[index].permute(1, 2, 0) / 255)
+
+
+def test_the_preview_draws_mixes_epochs_and_grey_images():
+    grey = ImageSet(image_set().images[:, :1], image_set().labels, ("a", "b", "c"), "grey")
+    transforms = [Normalize(0.5, 0.25)]
+    figure = preview_augmentation(grey, transforms, mix=Mixup(0.4), count=2, epochs=2)
+    assert len(figure.axes) == 1 + 2 * 2
+    assert figure.axes[2].get_title(loc="left") == "Mixup(alpha=0.4, p=1.0), epoch 0"
+    with pytest.raises(ValueError, match="count must be at least 1, got count=0"):
+        preview_augmentation(grey, transforms, count=0)
