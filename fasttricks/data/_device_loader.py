@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
+from fasttricks.transforms._fused import FusedPlan, fusion_is_available, plan_fusion, run_fused
 
 # Order and mix draw from streams that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
@@ -43,6 +44,8 @@ class DeviceLoader:
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
         mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
+        fused: whether crop, flip, Cutout and normalisation run as one Triton kernel, with the same
+            result; None does so on CUDA wherever it can.
 
     Yields:
         ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B],
@@ -51,8 +54,8 @@ class DeviceLoader:
     Raises:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
             wrong type.
-        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, or a
-            transform does not fit the images.
+        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a
+            transform does not fit the images, or ``fused=True`` and that cannot be.
 
     Example:
         >>> from fasttricks.data import ImageSet
@@ -80,6 +83,7 @@ class DeviceLoader:
         seed: int = 0,
         device: torch.device | str = "cpu",
         mix: Mix | None = None,
+        fused: bool | None = None,
     ) -> None:
         if not isinstance(image_set, ImageSet):
             raise TypeError(f"image_set must be an ImageSet, got {type(image_set).__name__}")
@@ -96,6 +100,7 @@ class DeviceLoader:
         self.pipeline = Pipeline(transforms)
         self.mix = mix
         self._num_classes = image_set.num_classes
+        self._plan = _plan(self.pipeline, self.device, fused)
         self._epoch = 0
         self._shape = tuple(image_set.images.shape[1:])
         # one row an image: `index_select` then copies whole rows and keeps the NHWC storage
@@ -155,9 +160,12 @@ class DeviceLoader:
 
     def _augmented(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         c, h, w = self._shape
+        draws = Draws(index, seed=self.seed, epoch=epoch)
+        if self._plan is not None:
+            images = run_fused(self._plan, self._rows, index, (c, h, w), draws=draws)
+            return images, self._labels.index_select(0, index)
         storage = self._rows.index_select(0, index).view(-1, h, w, c)
         images = storage.permute(0, 3, 1, 2)
-        draws = Draws(index, seed=self.seed, epoch=epoch)
         images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
         return images, self._labels.index_select(0, index)
 
@@ -165,6 +173,26 @@ class DeviceLoader:
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {name}={value!r}")
+
+
+def _plan(pipeline: Pipeline, device: torch.device, fused: bool | None) -> FusedPlan | None:
+    """What the kernel does, None for the plain pieces."""
+    if fused is not None:
+        _check_flag("fused", fused)
+    available = fusion_is_available(device)
+    plan = plan_fusion(pipeline) if available and fused is not False else None
+    if fused and not available:
+        raise ValueError(
+            f"fused=True needs a CUDA device and triton, got device={str(device)!r}; "
+            "use fused=None for it where it can be had"
+        )
+    if fused and plan is None:
+        raise ValueError(
+            "fused=True needs transforms that begin with RandomTranslate, a flip and Cutout (in "
+            "this order, each optional), then Normalize and perhaps a Cutout, with numbers as "
+            f"fill, got {pipeline!r}"
+        )
+    return plan if fused or device.type == "cuda" else None
 
 
 def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:

@@ -180,7 +180,7 @@ def erase(
             raise ValueError('noise_keys must be given with fill="random", got None')
         noise = _noise(noise_keys, (c, h, w), images.dtype)
         return torch.where(mask[:, None], noise, images).contiguous(memory_format=memory_format)
-    values = _fill_values(images, fill)
+    values = fill_values(images, fill)
     if memory_format != torch.channels_last:
         erased = torch.where(mask[:, None], values[:, :, None, None], images)
         return erased.contiguous()
@@ -223,7 +223,7 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     return (rows[:, :, :, None] & columns[:, :, None, :]).any(1)
 
 
-def _fill_values(images: Tensor, fill: Fill) -> Tensor:
+def fill_values(images: Tensor, fill: Fill) -> Tensor:
     """What the boxes hold, in the images' dtype: shape [1, 1], [1, C] or [N, C]."""
     if isinstance(fill, str):
         return _channel_means(images)
