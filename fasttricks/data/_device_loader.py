@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
-from fasttricks.transforms._fused import FusedPlan, fusion_is_available, plan_fusion, run_fused
+from fasttricks.transforms._fused import apply_rest, prepare
 
 # Order and mix draw from streams that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
@@ -44,8 +44,10 @@ class DeviceLoader:
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
         mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
-        fused: whether crop, flip, Cutout and normalisation run as one Triton kernel, with the same
-            result; None does so on CUDA wherever it can.
+        fused: whether crop, flip, Cutout, normalisation and cast are done in one pass, with the
+            same result: on CUDA one Triton kernel, on the CPU a faster way in torch, which keeps a
+            padded and mirrored copy of the set if that is at most half a gigabyte. None does so
+            wherever it can.
 
     Yields:
         ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B],
@@ -100,13 +102,13 @@ class DeviceLoader:
         self.pipeline = Pipeline(transforms)
         self.mix = mix
         self._num_classes = image_set.num_classes
-        self._plan = _plan(self.pipeline, self.device, fused)
         self._epoch = 0
-        self._shape = tuple(image_set.images.shape[1:])
+        self._shape: tuple[int, ...] = tuple(image_set.images.shape[1:])
         # one row an image: `index_select` then copies whole rows and keeps the NHWC storage
         storage = image_set.images.to(self.device).permute(0, 2, 3, 1)
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
+        self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
         self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch)
@@ -160,39 +162,23 @@ class DeviceLoader:
 
     def _augmented(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         c, h, w = self._shape
+        labels = self._labels.index_select(0, index)
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        if self._plan is not None:
-            images = run_fused(self._plan, self._rows, index, (c, h, w), draws=draws)
-            return images, self._labels.index_select(0, index)
+        if self._pass is not None:
+            recipe = self._pass.recipe
+            table = recipe.sample(draws, (len(index), c, h, w))
+            images = self._pass(index, table, torch.channels_last)
+            rest, first = self.pipeline.transforms, len(recipe.pieces)
+            return apply_rest(rest, images, draws, first=first), labels
         storage = self._rows.index_select(0, index).view(-1, h, w, c)
         images = storage.permute(0, 3, 1, 2)
         images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
-        return images, self._labels.index_select(0, index)
+        return images, labels
 
 
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {name}={value!r}")
-
-
-def _plan(pipeline: Pipeline, device: torch.device, fused: bool | None) -> FusedPlan | None:
-    """What the kernel does, None for the plain pieces."""
-    if fused is not None:
-        _check_flag("fused", fused)
-    available = fusion_is_available(device)
-    plan = plan_fusion(pipeline) if available and fused is not False else None
-    if fused and not available:
-        raise ValueError(
-            f"fused=True needs a CUDA device and triton, got device={str(device)!r}; "
-            "use fused=None for it where it can be had"
-        )
-    if fused and plan is None:
-        raise ValueError(
-            "fused=True needs transforms that begin with RandomTranslate, a flip and Cutout (in "
-            "this order, each optional), then Normalize and perhaps a Cutout, with numbers as "
-            f"fill, got {pipeline!r}"
-        )
-    return plan if fused or device.type == "cuda" else None
 
 
 def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:

@@ -1,128 +1,154 @@
-"""The kernel of the fused pass, in Triton. Imported when the first fused batch is made.
+"""The fused pass as one Triton kernel. Imported only where it runs: Triton is large.
 
-Every number of the result is looked up in a table of what becomes of each byte, so that nothing is
-rounded here: the kernel only moves bytes. Shapes: N images, C channels, H rows, W columns.
+Shapes: N images of the batch, M of the set, C channels, H rows, W columns, K holes.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
+from fasttricks.transforms._fused import Recipe
+from fasttricks.transforms._normalize import channel_constants
+
+_WIDTHS = (128, 64, 32)
+_TILE = 1024
+_WARPS = 1
+
+
+class TritonPass:
+    """The pass as one kernel: bytes are read once and numbers written once.
+
+    Args:
+        recipe: the pieces.
+        rows: the set on a CUDA device, uint8, shape [M, H·W·C].
+        shape: (C, H, W).
+    """
+
+    def __init__(self, recipe: Recipe, rows: Tensor, shape: tuple[int, ...]) -> None:
+        self.recipe = recipe
+        self._rows, self._shape = rows, shape
+        self._fills = recipe.fills(shape[0]).to(rows.device)
+        self._constants = channel_constants(
+            recipe.normalize.mean,
+            recipe.normalize.std,
+            scale=255,
+            channels=shape[0],
+            device=rows.device,
+            dtype=torch.float32,
+        )
+
+    def __call__(self, index: Tensor, table: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """The batch of the images ``index`` with the numbers in ``table``: [N, C, H, W]."""
+        c, h, w = self._shape
+        out = torch.empty(
+            (len(index), c, h, w),
+            dtype=self.recipe.normalize.dtype,
+            device=self._rows.device,
+            memory_format=memory_format,
+        )
+        if len(index) == 0:
+            return out
+        width = min(_WIDTHS, key=lambda width: -(-w * c // width) * width)
+        height = min(_TILE // width, triton.next_power_of_2(h))
+        grid = (len(index), -(-h // height), -(-w * c // width))
+        with torch.cuda.device_of(out):
+            _fused_pass[grid](
+                out,
+                self._rows,
+                index,
+                table,
+                self._constants,
+                self._fills,
+                H=h,
+                W=w,
+                C=c,
+                HOLES=sum(self.recipe.holes),
+                REFLECT=self.recipe.reflects,
+                CHANNELS_LAST=memory_format == torch.channels_last,
+                ROWS=height,
+                COLUMNS=width,
+                num_warps=_WARPS,
+            )
+        return out
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(  # type: ignore[no-untyped-def]
+def _fused_pass(  # type: ignore[no-untyped-def]
+    out,
     rows,
     index,
-    moves,
-    before,
-    after,
     table,
-    fill_before,
-    fill_after,
-    out,
+    constants,
+    fills,
     H: tl.constexpr,
     W: tl.constexpr,
     C: tl.constexpr,
-    HOLES_BEFORE: tl.constexpr,
-    HOLES_AFTER: tl.constexpr,
+    HOLES: tl.constexpr,
     REFLECT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    image = tl.program_id(0)
-    # Element e of an image lies at ((y * W) + x) * C + c, in the set and in the result.
-    e = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = e < H * W * C
-    c = e % C
-    x = (e // C) % W
-    y = e // (C * W)
-    dy = tl.load(moves + image * 3)
-    dx = tl.load(moves + image * 3 + 1)
-    flip = tl.load(moves + image * 3 + 2)
-    # The flip comes after the crop: column x of the result is column W - 1 - x of the crop.
-    from_y = y + dy
-    from_x = tl.where(flip != 0, W - 1 - x, x) + dx
+    """One program makes a tile of one image: ROWS rows, COLUMNS numbers of each."""
+    image = tl.program_id(0).to(tl.int64)
+    entry = table + image * (3 + 4 * HOLES)
+    dy, dx, flip = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+    source = rows + tl.load(index + image) * (H * W * C)
+    target = out + image * (H * W * C)
+
+    y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    y_seen = y + dy
+    y_read = y < H
     if REFLECT:
-        from_y = (H - 1) - tl.abs((H - 1) - tl.abs(from_y))
-        from_x = (W - 1) - tl.abs((W - 1) - tl.abs(from_x))
-        there = inside
+        y_seen = (H - 1) - tl.abs((H - 1) - tl.abs(y_seen))
     else:
-        there = inside & (from_y >= 0) & (from_y < H) & (from_x >= 0) & (from_x < W)
-    # 64 bits: a set may hold more than 2^31 bytes.
-    start = tl.load(index + image) * (H * W * C)
-    byte = tl.load(rows + start + (from_y * W + from_x) * C + c, mask=there, other=0)
-    value = tl.load(table + c * 256 + byte.to(tl.int32), mask=inside)
-    for hole in tl.static_range(HOLES_BEFORE):
-        box = before + (image * HOLES_BEFORE + hole) * 4
-        erased = (y >= tl.load(box)) & (y < tl.load(box + 1))
-        erased = erased & (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
-        value = tl.where(erased, tl.load(fill_before + c, mask=inside), value)
-    for hole in tl.static_range(HOLES_AFTER):
-        box = after + (image * HOLES_AFTER + hole) * 4
-        erased = (y >= tl.load(box)) & (y < tl.load(box + 1))
-        erased = erased & (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
-        value = tl.where(erased, tl.load(fill_after + c, mask=inside), value)
-    tl.store(out + image.to(tl.int64) * (H * W * C) + e, value, mask=inside)
+        y_read = y_read & (y_seen >= 0) & (y_seen < H)
+
+    # neighbours in the result are neighbours in j, so that whole words are written
+    j = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    if CHANNELS_LAST:
+        x = j // C
+        c = j % C
+        place = y[:, None] * (W * C) + j[None, :]
+    else:
+        x = j % W
+        c = j // W
+        place = y[:, None] * W + (c * (H * W) + x)[None, :]
+    x_seen = tl.where(flip != 0, (W - 1) - x, x) + dx
+    in_row = j < W * C
+    x_read = in_row
+    if REFLECT:
+        x_seen = (W - 1) - tl.abs((W - 1) - tl.abs(x_seen))
+    else:
+        x_read = x_read & (x_seen >= 0) & (x_seen < W)
+    seen = y_seen[:, None] * (W * C) + (x_seen * C + c)[None, :]
+    byte = tl.load(source + seen, mask=y_read[:, None] & x_read[None, :], other=0)
+
+    centre = tl.load(constants + c, mask=in_row, other=0.0)
+    spread = tl.load(constants + C + c, mask=in_row, other=1.0)
+    # a correctly rounded division, and no product that a sum could be contracted with
+    value = tl.div_rn(byte.to(tl.float32) - centre[None, :], spread[None, :])
+    result = _rounded(value, out.dtype.element_ty)
+
+    for hole in tl.static_range(HOLES):
+        box = entry + 3 + 4 * hole
+        in_rows = (y >= tl.load(box)) & (y < tl.load(box + 1))
+        in_columns = (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
+        fill = tl.load(fills + hole * C + c, mask=in_row, other=0.0)
+        result = tl.where(in_rows[:, None] & in_columns[None, :], fill[None, :], result)
+    tl.store(target + place, result, mask=(y < H)[:, None] & in_row[None, :])
 
 
-def launch(
-    rows: Tensor,
-    index: Tensor,
-    moves: Tensor,
-    before: Tensor,
-    after: Tensor,
-    table: Tensor,
-    fill_before: Tensor,
-    fill_after: Tensor,
-    *,
-    shape: tuple[int, int, int],
-    reflect: bool,
-) -> Tensor:
-    """Run the kernel.
-
-    Args:
-        rows: The set: uint8, shape [number of images, H * W * C].
-        index: int64, shape [N].
-        moves: (dy, dx, flip) of each image: int32, shape [N, 3].
-        before: Boxes erased before normalising: int32, shape [N, K, 4], K from 0.
-        after: Boxes erased after it.
-        table: What becomes of each byte in each channel: shape [C, 256].
-        fill_before: What the first boxes hold, in the table's dtype: shape [C].
-        fill_after: What the second boxes hold.
-        shape: (C, H, W).
-        reflect: Whether the border is mirrored rather than 0.
-
-    Returns:
-        [N, C, H, W] in the table's dtype, channels_last.
-    """
-    channels, height, width = shape
-    size = channels * height * width
-    n = len(index)
-    out = torch.empty(n, height, width, channels, dtype=table.dtype, device=rows.device)
-    if n:
-        kernel: Any = _kernel
-        kernel[(n, triton.cdiv(size, _BLOCK))](
-            rows,
-            index,
-            moves.contiguous(),
-            before.contiguous(),
-            after.contiguous(),
-            table.contiguous(),
-            fill_before,
-            fill_after,
-            out,
-            H=height,
-            W=width,
-            C=channels,
-            HOLES_BEFORE=before.shape[1],
-            HOLES_AFTER=after.shape[1],
-            REFLECT=reflect,
-            BLOCK=_BLOCK,
-        )
-    return out.permute(0, 3, 1, 2)
+@triton.jit  # type: ignore[untyped-decorator]
+def _rounded(value, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Finite float32 to ``dtype``, to the nearest, ties to even."""
+    if dtype == tl.bfloat16:
+        # by hand: Triton's interpreter cuts the low bits off
+        bits = value.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        return value.to(dtype)
