@@ -10,12 +10,13 @@ from typing import TypeAlias
 from torch import nn
 
 from fasttricks._checks import check_positive
+from fasttricks.models._celu import CELU
 
 Activation: TypeAlias = str | Callable[[], nn.Module]
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {
-        "celu": nn.CELU,
+        "celu": CELU,
         "elu": nn.ELU,
         "gelu": nn.GELU,
         "gelu_tanh": partial(nn.GELU, approximate="tanh"),
@@ -68,7 +69,7 @@ def make_activation(act: Activation = "relu", *, celu_alpha: float | None = None
                 'celu_alpha applies to act="celu" only, '
                 f"got celu_alpha={celu_alpha} with act={act!r}"
             )
-        return nn.CELU(celu_alpha)
+        return CELU(celu_alpha)
     if isinstance(act, str):
         return _known(act)()
     return _made_by(act)
