@@ -37,6 +37,9 @@ Curve = npt.NDArray[np.float64]
 # Smith 2015, section 3.2: a half cycle of 2 to 10 epochs works well.
 _STEP_SIZE_EPOCHS = 4
 
+# Found with ResNet9 at two batch sizes; rates within 1.3 of the best cost less than a seed does.
+_PAST_THE_JUMP = 1.5
+
 
 @dataclass(frozen=True)
 class RangeTest:
@@ -229,8 +232,8 @@ def suggest_range(rates: Curve, losses: Curve, smoothed: Curve) -> tuple[float, 
 
     Beyond a certain rate the loss of a network with batch norm jumps up and comes back, again and
     again. Its lowest point, on which other rules lean, then falls anywhere; the first jump hardly
-    moves from seed to seed. ``max_lr`` is twice its rate: the best peak of a one cycle, which
-    warms up to it, lies past the first jump by about that factor (``docs/results/range-test.md``).
+    moves from seed to seed. ``max_lr`` is one and a half times its rate: the best peak of a one
+    cycle, which warms up to it, lies a little past it (``docs/results/range-test.md``).
     Where the loss never jumps, or never comes back, it is the rate at which nine tenths of the
     smoothed fall are done. ``base_lr`` is where one tenth is, at most a quarter of ``max_lr``.
 
@@ -245,7 +248,7 @@ def suggest_range(rates: Curve, losses: Curve, smoothed: Curve) -> tuple[float, 
     fall = top - float(smoothed[lowest])
     done = (top - smoothed[: lowest + 1]) / fall if fall > 0 else np.ones(lowest + 1)
     if comes_back:
-        max_lr = float(min(2 * rates[jump], rates[-1]))
+        max_lr = float(min(_PAST_THE_JUMP * rates[jump], rates[-1]))
     else:
         max_lr = float(rates[int(np.argmax(done >= 0.9))])
     after_top = int(smoothed[: lowest + 1].argmax())
