@@ -100,6 +100,22 @@ PUBLIC_NAMES = {
     "profile_steps",
     "linear_scaled_lr",
     "sqrt_scaled_lr",
+    "build",
+    "list_models",
+    "resnet101",
+    "resnet110",
+    "resnet152",
+    "resnet18",
+    "resnet20",
+    "resnet32",
+    "resnet34",
+    "resnet44",
+    "resnet50",
+    "resnet56",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
 }
 
 # Ground floor first: a room imports only from itself and from those before it.
