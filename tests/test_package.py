@@ -116,6 +116,12 @@ PUBLIC_NAMES = {
     "vgg13",
     "vgg16",
     "vgg19",
+    "ModelSummary",
+    "fuse",
+    "replace_activation_",
+    "summary",
+    "parameter_groups",
+    "split_for_muon",
 }
 
 # Ground floor first: a room imports only from itself and from those before it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
 from fasttricks.models._blocks import ConvNormAct, Residual, batch_norm, global_max_pool, halve
 from fasttricks.models._celu import CELU
+from fasttricks.models._change import fuse, replace_activation_
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._initialisation import (
     dirac_,
@@ -32,6 +33,7 @@ from fasttricks.models._resnet_cifar import (
     resnet110,
 )
 from fasttricks.models._speedrun import SpeedrunNet, speedrun_net
+from fasttricks.models._summary import ModelSummary, Stage, summary
 from fasttricks.models._vgg import VGG, vgg11, vgg13, vgg16, vgg19
 
 __all__ = [
@@ -42,18 +44,22 @@ __all__ = [
     "CifarResNet",
     "ConvNormAct",
     "DropPath",
+    "ModelSummary",
     "ResNet",
     "ResNet9",
     "Residual",
     "SpeedrunNet",
+    "Stage",
     "batch_norm",
     "build",
     "dirac_",
+    "fuse",
     "global_max_pool",
     "halve",
     "list_models",
     "make_activation",
     "patch_covariance",
+    "replace_activation_",
     "resnet9",
     "resnet18",
     "resnet20",
@@ -67,6 +73,7 @@ __all__ = [
     "resnet152",
     "scale_head_",
     "speedrun_net",
+    "summary",
     "vgg11",
     "vgg13",
     "vgg16",
