@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 from torch.nn import Parameter
 from typing_extensions import override
@@ -116,10 +116,4 @@ class EarlyStop(Callback):
             )
         value = row[self.metric]
         if value >= self.target if self.mode == "max" else value <= self.target:
-            cast(_Stoppable, trainer).stop = True
-
-
-class _Stoppable(Protocol):
-    """A loop that ends after the epoch in which ``stop`` became true."""
-
-    stop: bool
+            trainer.stop = True

@@ -56,6 +56,7 @@ class Trainer:
     Attributes:
         history: Rows of all epochs so far.
         step_count: Updates so far, over all calls of ``fit``.
+        stop: Set it in ``on_epoch_end`` to end the run there, as ``EarlyStop`` does.
 
     Raises:
         ValueError: If an argument is out of its range or the model's precision is not available.
@@ -111,6 +112,7 @@ class Trainer:
         self.total_steps = 0
         self.steps_per_epoch = 0
         self.batches_done = 0
+        self.stop = False
         self.totals = _Totals(self.device)
 
     @property
@@ -175,11 +177,14 @@ class Trainer:
             raise ValueError("train must hold at least one batch, got an empty loader")
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
         self.total_steps = max(1, round(epochs * len(train)))
+        self.stop = False
         try:
             self._call("on_fit_start")
             for _ in range(math.ceil(self.total_steps / len(train))):
                 self._train_epoch(train)
                 self._end_epoch(len(self.history) + 1, val)
+                if self.stop:
+                    break
         finally:
             self._call("on_fit_end")
         return self.history

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks.engine import EarlyStop, JSONLines, TensorBoard, Trainer
+from fasttricks.engine import Callback, EarlyStop, JSONLines, TensorBoard, Trainer
 
 ROWS = [
     {"epoch": 1, "step": 4, "loss": 2.0, "val_accuracy": 0.5},
@@ -177,3 +177,23 @@ def test_tensorboard_that_is_not_installed_is_named_at_once(monkeypatch, tmp_pat
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="TensorBoard needs tensorboard; pip install tensorboard"):
         TensorBoard(tmp_path)
+
+
+def test_the_trainer_ends_after_the_epoch_that_reached_the_target():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    batches = [(torch.zeros(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    stop = EarlyStop(target=10.0, metric="loss")  # any loss is below
+    ended = []
+
+    class End(Callback):
+        def on_fit_end(self, trainer):
+            ended.append(trainer.step_count)
+
+    trainer = Trainer(model, sgd, precision="fp32", progress=False, callbacks=[stop, End()])
+    assert len(trainer.fit(batches, epochs=5)) == 1
+    assert ended == [1]
+    # the next fit starts anew, and is stopped anew
+    assert len(trainer.fit(batches, epochs=5)) == 2
+    stop.target = 0.0
+    assert len(trainer.fit(batches, epochs=3)) == 5
