@@ -88,13 +88,27 @@ def normalize(
         )
     working = torch.float64 if torch.float64 in (images.dtype, dtype) else torch.float32
     scale = 255 if images.dtype == torch.uint8 else 1
-    channels = images.shape[1]
+    constants = channel_constants(
+        mean, std, scale=scale, channels=images.shape[1], device=images.device, dtype=working
+    )
+    return _standardize(images, constants, working).to(dtype)
+
+
+def channel_constants(
+    mean: float | Sequence[float],
+    std: float | Sequence[float],
+    *,
+    scale: float,
+    channels: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What is subtracted and what divides, each times ``scale``: shape [2, C]."""
     table = [
         [value * scale for value in (numbers if len(numbers) > 1 else numbers * channels)]
         for numbers in (channel_numbers("mean", mean), channel_numbers("std", std))
     ]
-    constants = torch.stack([constants_on(images.device, row, dtype=working) for row in table])
-    return _standardize(images, constants, working).to(dtype)
+    return torch.stack([constants_on(device, row, dtype=dtype) for row in table])
 
 
 def _standardize(images: Tensor, constants: Tensor, working: torch.dtype) -> Tensor:

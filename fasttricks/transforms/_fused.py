@@ -1,0 +1,309 @@
+"""The fused pass: crop, flip, Cutout, normalise and cast of a batch as one, with the same results.
+
+Shapes: N images of the batch, M of the set, C channels, H rows, W columns, K holes. The images of
+the set lie in NHWC storage, one row each: uint8, shape [M, H·W·C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fasttricks.transforms._base import Pipeline, Shape, Transform
+from fasttricks.transforms._cutout import Cutout, erase
+from fasttricks.transforms._draws import Draws
+from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip
+from fasttricks.transforms._normalize import Normalize, normalize
+from fasttricks.transforms._translate import RandomTranslate
+
+# Each may be missing but Normalize. The exact classes: a subclass may do something else.
+_ORDER: tuple[tuple[type[Transform[Any]], ...], ...] = (
+    (RandomTranslate,),
+    (RandomHorizontalFlip, AlternatingFlip),
+    (Cutout,),
+    (Normalize,),
+    (Cutout,),
+)
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Columns of the table before the boxes: dy, dx, flip.
+_HEAD = 3
+# The most that is spent on a padded and mirrored copy of the set on the CPU.
+_COPY_LIMIT = 2**30
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The first pieces of a pipeline, those that make one pass.
+
+    Args:
+        pieces: any of a RandomTranslate, a flip, a Cutout, in this order, then a Normalize, then
+            perhaps a Cutout.
+    """
+
+    pieces: tuple[Transform[Any], ...]
+
+    @property
+    def normalize(self) -> Normalize:
+        """The piece that makes floating numbers of bytes."""
+        return next(piece for piece in self.pieces if isinstance(piece, Normalize))
+
+    @property
+    def translate(self) -> RandomTranslate | None:
+        """The piece that moves the images."""
+        first = self.pieces[0]
+        return first if isinstance(first, RandomTranslate) else None
+
+    @property
+    def reflects(self) -> bool:
+        """Whether what lies outside of an image, if anything is seen of it, is its mirror image."""
+        move = self.translate
+        return move is None or move.mode == "reflect" or move.padding == 0
+
+    @property
+    def flips(self) -> bool:
+        """Whether images may be mirrored."""
+        return any(isinstance(piece, _ORDER[1]) for piece in self.pieces)
+
+    @property
+    def holes(self) -> tuple[int, ...]:
+        """How many squares each Cutout erases."""
+        return tuple(piece.holes for piece in self.pieces if isinstance(piece, Cutout))
+
+    def sample(self, draws: Draws, shape: Shape) -> Tensor:
+        """The numbers of the pieces, in one table, a row an image.
+
+        Returns:
+            int32, shape [N, 3 + 4·K]: dy, dx, flip, then (top, bottom, left, right) of each hole.
+        """
+        shifts = torch.zeros(len(draws), 2, dtype=torch.int64, device=draws.indices.device)
+        flips, boxes = shifts[:, :1], []
+        for stream, piece in enumerate(self.pieces):
+            params = piece.sample(draws.with_stream(stream), shape)
+            if isinstance(piece, RandomTranslate):
+                shifts = params
+            elif isinstance(piece, Cutout):
+                boxes.append(params.flatten(1))
+            elif params is not None:
+                flips = params[:, None]
+        return torch.cat([shifts, flips, *boxes], dim=1).to(torch.int32)
+
+    def fills(self, channels: int) -> Tensor:
+        """What each hole holds, as it leaves the pass: shape [K, C], on the CPU.
+
+        A Cutout before Normalize fills with bytes, which are normalised like any other.
+        """
+        rows = [torch.zeros(0, channels, dtype=self.normalize.dtype)]
+        whole = torch.tensor([[[0, 1, 0, 1]]])
+        dtype = torch.uint8
+        for piece in self.pieces:
+            if isinstance(piece, Normalize):
+                dtype = piece.dtype
+            if not isinstance(piece, Cutout):
+                continue
+            value = erase(torch.zeros(1, channels, 1, 1, dtype=dtype), whole, fill=piece.fill)
+            if dtype == torch.uint8:
+                value = _normalized(value, self.normalize)
+            rows.append(value.view(1, channels).expand(piece.holes, channels))
+        return torch.cat(rows)
+
+
+class Pass(Protocol):
+    """A recipe ready to run on one set of images."""
+
+    recipe: Recipe
+
+    def __call__(self, index: Tensor, table: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """The batch of the images ``index`` with the numbers in ``table``: [N, C, H, W]."""
+
+
+def recognize(pipeline: Pipeline) -> Recipe | None:
+    """The longest start of ``pipeline`` that can be one pass; None if there is none."""
+    pieces: list[Transform[Any]] = []
+    rest = list(pipeline.transforms)
+    for kinds in _ORDER:
+        if rest and type(rest[0]) in kinds:
+            if isinstance(rest[0], Cutout) and isinstance(rest[0].fill, str):
+                break  # each image's own colours
+            pieces.append(rest.pop(0))
+        elif Normalize in kinds:
+            return None
+    recipe = Recipe(tuple(pieces))
+    found = any(isinstance(piece, Normalize) for piece in pieces)
+    return recipe if found and recipe.normalize.dtype in _DTYPES else None
+
+
+def prepare(
+    pipeline: Pipeline, rows: Tensor, shape: Sequence[int], *, fused: bool | None
+) -> Pass | None:
+    """The pass that runs the start of ``pipeline`` on the images of a set, or None for no such.
+
+    Args:
+        pipeline: what is done to the images.
+        rows: the set, uint8, shape [M, H·W·C].
+        shape: (C, H, W).
+        fused: False for None always, None for what can be done, True to be told why it cannot.
+
+    Raises:
+        TypeError: fused is not True, False or None.
+        ValueError: fused is True and the pipeline or the device does not allow it; or a piece does
+            not fit the images.
+    """
+    if fused is not None and not isinstance(fused, bool):
+        raise TypeError(f"fused must be True, False or None, got fused={fused!r}")
+    if fused is False:
+        return None
+    recipe, problem = recognize(pipeline), _device_problem(rows.device)
+    if recipe is None:
+        problem = (
+            "the transforms do not begin with any of RandomTranslate, a flip and Cutout, in this "
+            "order, then Normalize to float32, float16 or bfloat16"
+        )
+    if recipe is not None and problem is None:
+        recipe.sample(Draws(torch.zeros(0, dtype=torch.int64), seed=0), (0, *shape))
+        return _build(recipe, rows, tuple(shape))
+    if fused:
+        raise ValueError(f"fused=True is not possible: {problem}; use fused=None")
+    return None
+
+
+def apply_rest(
+    transforms: Sequence[Transform[Any]], images: Tensor, draws: Draws, *, first: int
+) -> Tensor:
+    """The images after ``transforms[first:]``, each with the stream of its place in the list."""
+    for stream in range(first, len(transforms)):
+        own = draws.with_stream(stream)
+        params = transforms[stream].sample(own, tuple(images.shape))
+        images = transforms[stream].apply(images, params)
+    return images
+
+
+class TorchPass:
+    """The pass in plain torch, for the CPU.
+
+    Crop and flip are one gather: every row of a cropped image is a run of W·C bytes of the image
+    padded to the left and right, or of its mirror image, and ``index_select`` copies runs from a
+    view in which each byte starts one. The padded copy is made once where it is small enough, else
+    of each batch.
+
+    Args:
+        recipe: the pieces.
+        rows: the set, uint8, shape [M, H·W·C].
+        shape: (C, H, W).
+        copy_limit: bytes that the padded and mirrored copy of the set may take.
+    """
+
+    def __init__(
+        self, recipe: Recipe, rows: Tensor, shape: tuple[int, ...], *, copy_limit: int = _COPY_LIMIT
+    ) -> None:
+        self.recipe = recipe
+        self._rows, self._shape = rows, shape
+        self._fills = recipe.fills(shape[0])
+        # farther than W to either side there is nothing to see
+        self._padding = 0 if recipe.translate is None else min(recipe.translate.padding, shape[2])
+        self._reflect = recipe.reflects
+        growth = (1 + recipe.flips) * (shape[2] + 2 * self._padding) / shape[2]
+        self._alike = growth == 1
+        small = self._alike or growth * rows.numel() <= copy_limit
+        self._prepared = self._views(rows) if small else None
+
+    def __call__(self, index: Tensor, table: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """The batch of the images ``index`` with the numbers in ``table``: [N, C, H, W]."""
+        c, h, w = self._shape
+        table = table.to(torch.int64)
+        if len(index) == 0:
+            empty = torch.empty(0, c, h, w, dtype=self.recipe.normalize.dtype)
+            return empty.contiguous(memory_format=memory_format)
+        cropped = self._cropped(index, table).view(-1, h, w, c)
+        images = _normalized(cropped.permute(0, 3, 1, 2), self.recipe.normalize)
+        pixels, first = images.permute(0, 2, 3, 1).reshape(-1), 0
+        for holes in self.recipe.holes:
+            boxes = table[:, _HEAD + 4 * first : _HEAD + 4 * (first + holes)]
+            _erase_(pixels, boxes.reshape(-1, holes, 4), self._fills[first], self._shape)
+            first += holes
+        images = pixels.view(-1, h, w, c).permute(0, 3, 1, 2)
+        return images.contiguous(memory_format=memory_format)
+
+    def _views(self, rows: Tensor) -> Tensor:
+        """The images as they are and mirrored, padded left and right, and a row of zeros: bytes."""
+        c, h, w = self._shape
+        p, count = self._padding, 1 + self.recipe.flips
+        if self._alike:
+            return rows.reshape(-1)
+        row = (w + 2 * p) * c
+        store = rows.new_empty((len(rows) * count * h + 1) * row)
+        store[-row:] = 0
+        views = store[:-row].view(len(rows), count, h, w + 2 * p, c)
+        for part, images in zip(views.split(256), rows.split(256), strict=True):
+            part[:, 0, :, p : p + w] = images.view(-1, h, w, c)
+            if p and self._reflect:
+                part[:, 0, :, :p] = part[:, 0, :, p + 1 : 2 * p + 1].flip(2)
+                part[:, 0, :, p + w :] = part[:, 0, :, w - 1 : w - 1 + p].flip(2)
+            elif p:
+                part[:, 0, :, :p] = 0
+                part[:, 0, :, p + w :] = 0
+            if count == 2:
+                part[:, 1] = part[:, 0].flip(2)
+        return store
+
+    def _cropped(self, index: Tensor, table: Tensor) -> Tensor:
+        """The moved and mirrored images: uint8, shape [N·H, W·C]."""
+        c, h, w = self._shape
+        store = self._prepared
+        if store is None:
+            store = self._views(self._rows.index_select(0, index))
+            index = torch.arange(len(index))
+        p, count = self._padding, 1 + self.recipe.flips
+        dy, dx, flip = table[:, :1], table[:, 1].clamp(-p, p), table[:, 2]
+        y = torch.arange(h) + dy
+        y_seen = h - 1 - (h - 1 - y.abs()).abs() if self._reflect else y
+        # in the mirror image, a step to the right is one to the left
+        x = p + torch.where(flip == 1, -dx, dx)
+        start = (((index * count + flip)[:, None] * h + y_seen) * (w + 2 * p) + x[:, None]) * c
+        if not self._reflect:
+            zeros = store.numel() - (w + 2 * p) * c
+            start = torch.where((y >= 0) & (y < h), start, zeros)
+        runs = store.as_strided((store.numel() - w * c + 1, w * c), (1, 1))
+        return runs.index_select(0, start.view(-1))
+
+
+def _erase_(pixels: Tensor, boxes: Tensor, fill: Tensor, shape: tuple[int, ...]) -> None:
+    """Fill boxes [N, K, 4] of the images, NHWC numbers in one row: in place."""
+    c, h, w = shape
+    image = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
+    boxes = boxes.reshape(-1, 4)
+    filled = (boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3])
+    top, bottom, left, right = boxes[filled, :, None].unbind(1)
+    if len(top) == 0:
+        return
+    # a box that is clipped repeats its last row and column
+    y = (top + torch.arange(int((bottom - top).max()))).minimum(bottom - 1)
+    x = (left + torch.arange(int((right - left).max()))).minimum(right - 1)
+    columns = (x[:, :, None] * c + torch.arange(c)).flatten(1)
+    start = (image[filled, None] * h + y) * (w * c)
+    place = (start[:, :, None] + columns[:, None]).view(-1)
+    pixels.index_copy_(0, place, fill.repeat(len(place) // c))
+
+
+def _normalized(images: Tensor, piece: Normalize) -> Tensor:
+    return normalize(images, mean=piece.mean, std=piece.std, dtype=piece.dtype)
+
+
+def _device_problem(device: torch.device) -> str | None:
+    """Why there is no pass on ``device``; None if there is one."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "on CUDA it needs Triton, which is not installed"
+    return None if device.type in ("cpu", "cuda") else f"there is none for {device.type} devices"
+
+
+def _build(recipe: Recipe, rows: Tensor, shape: tuple[int, ...]) -> Pass:
+    if rows.device.type == "cpu":
+        return TorchPass(recipe, rows, shape)
+    # Triton is large, and missing on many machines
+    from fasttricks.transforms._fused_triton import TritonPass
+
+    return TritonPass(recipe, rows, shape)
