@@ -14,16 +14,21 @@ from torch import Tensor
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Pipeline, Transform
+from fasttricks.transforms._fused import apply_rest, prepare
 
 # The order draws from a stream that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
+# For how many images the numbers of the fused pass are drawn at once, about: many small operations
+# that cost as much for one batch.
+_DRAWN_AT_ONCE = 2**14
 
 
 class DeviceLoader:
     """Batches of an ``ImageSet`` that lives on the device, augmented a batch at a time.
 
     Nothing is decoded, copied from the host or spread over workers while training: a batch is one
-    gather by index, then the transforms. What image i looks like in epoch e is a pure function of
+    gather by index, then the transforms. Those that begin the list are one pass where they can be,
+    with the same results (see ``fused``). What image i looks like in epoch e is a pure function of
     (seed, e, i), and the order of epoch e is one of (seed, e); neither depends on the device, nor
     does an image on batch_size, shuffle or drop_last.
 
@@ -40,6 +45,11 @@ class DeviceLoader:
         drop_last: leave out the last batch if it is short.
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
+        fused: whether a RandomTranslate, a flip, a Cutout, a Normalize and another Cutout, in this
+            order and the Normalize at least, are one pass over the images: a kernel on CUDA, which
+            needs Triton, and on the CPU a gather from a copy of the set that is padded and
+            mirrored, for which up to 1 GiB is taken. None (the default) where it can be, True or an
+            error, False never. The batches are the same bit by bit.
 
     Yields:
         ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B].
@@ -47,8 +57,8 @@ class DeviceLoader:
     Raises:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
             wrong type.
-        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, or a
-            transform does not fit the images.
+        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a transform
+            does not fit the images, or ``fused=True`` is not possible.
 
     Example:
         >>> from fasttricks.data import ImageSet
@@ -75,6 +85,7 @@ class DeviceLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        fused: bool | None = None,
     ) -> None:
         if not isinstance(image_set, ImageSet):
             raise TypeError(f"image_set must be an ImageSet, got {type(image_set).__name__}")
@@ -93,9 +104,10 @@ class DeviceLoader:
         storage = image_set.images.to(self.device).permute(0, 2, 3, 1)
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
+        self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
-        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch)
+        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch, None)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
@@ -116,9 +128,9 @@ class DeviceLoader:
 
     def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch)
-        for batch in range(len(self)):
-            start = batch * self.batch_size
-            yield self._batch(order[start : start + self.batch_size], epoch)
+        block = self.batch_size * max(1, _DRAWN_AT_ONCE // self.batch_size)
+        for start in range(0, len(self) * self.batch_size, block):
+            yield from self._batches(order[start : start + block], epoch)
         # an epoch set from within the loop stands
         if self._epoch == epoch:
             self._epoch = epoch + 1
@@ -133,14 +145,33 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(high << 24 | low)
         return torch.randperm(number, generator=generator).to(self.device)
 
-    def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        c, h, w = self._shape
-        storage = self._rows.index_select(0, index).view(-1, h, w, c)
-        images = storage.permute(0, 3, 1, 2)
+    def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the images ``indices``, in their order."""
+        whole = len(indices) - len(indices) % self.batch_size if self.drop_last else len(indices)
+        table = None
+        if self._pass is not None:
+            draws = Draws(indices, seed=self.seed, epoch=epoch)
+            table = self._pass.recipe.sample(draws, (len(indices), *self._shape))
+        for start in range(0, whole, self.batch_size):
+            part = slice(start, min(start + self.batch_size, whole))
+            yield self._batch(indices[part], epoch, None if table is None else table[part])
+
+    def _batch(self, index: Tensor, epoch: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One batch; ``table`` holds the numbers of the fused pass, where there is one."""
+        images, done = self._begun(index, table)
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
+        images = apply_rest(self.pipeline.transforms, images, draws, first=done)
         labels = self._labels.index_select(0, index)
         return images.contiguous(memory_format=torch.channels_last), labels
+
+    def _begun(self, index: Tensor, table: Tensor | None) -> tuple[Tensor, int]:
+        """The images after the fused pass, and how many transforms it did."""
+        if self._pass is not None and table is not None:
+            images = self._pass(index, table, torch.channels_last)
+            return images, len(self._pass.recipe.pieces)
+        c, h, w = self._shape
+        storage = self._rows.index_select(0, index).view(-1, h, w, c)
+        return storage.permute(0, 3, 1, 2), 0
 
 
 def _check_flag(name: str, value: object) -> None:

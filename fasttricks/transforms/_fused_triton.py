@@ -15,6 +15,7 @@ from fasttricks.transforms._normalize import channel_constants
 
 _WIDTHS = (128, 64, 32)
 _TILE = 1024
+_WARPS = 1
 
 
 class TritonPass:
@@ -52,7 +53,7 @@ class TritonPass:
             return out
         width = min(_WIDTHS, key=lambda width: -(-w * c // width) * width)
         height = min(_TILE // width, triton.next_power_of_2(h))
-        grid = (len(index), -(-h // height))
+        grid = (len(index), -(-h // height), -(-w * c // width))
         with torch.cuda.device_of(out):
             _fused_pass[grid](
                 out,
@@ -69,11 +70,12 @@ class TritonPass:
                 CHANNELS_LAST=memory_format == torch.channels_last,
                 ROWS=height,
                 COLUMNS=width,
+                num_warps=_WARPS,
             )
         return out
 
 
-@triton.jit
+@triton.jit  # type: ignore
 def _fused_pass(  # type: ignore[no-untyped-def]
     out,
     rows,
@@ -90,7 +92,7 @@ def _fused_pass(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program makes ROWS rows of one image, COLUMNS numbers of each at a time."""
+    """One program makes a tile of one image: ROWS rows, COLUMNS numbers of each."""
     image = tl.program_id(0).to(tl.int64)
     entry = table + image * (3 + 4 * HOLES)
     dy, dx, flip = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
@@ -105,43 +107,50 @@ def _fused_pass(  # type: ignore[no-untyped-def]
     else:
         y_read = y_read & (y_seen >= 0) & (y_seen < H)
 
-    for start in range(0, W * C, COLUMNS):
-        # neighbours in the result are neighbours in j, so that whole words are written
-        j = start + tl.arange(0, COLUMNS)
-        if CHANNELS_LAST:
-            x = j // C
-            c = j % C
-            place = y[:, None] * (W * C) + j[None, :]
-        else:
-            x = j % W
-            c = j // W
-            place = y[:, None] * W + (c * (H * W) + x)[None, :]
-        x_seen = tl.where(flip != 0, (W - 1) - x, x) + dx
-        in_row = j < W * C
-        x_read = in_row
-        if REFLECT:
-            x_seen = (W - 1) - tl.abs((W - 1) - tl.abs(x_seen))
-        else:
-            x_read = x_read & (x_seen >= 0) & (x_seen < W)
-        seen = y_seen[:, None] * (W * C) + (x_seen * C + c)[None, :]
+    # neighbours in the result are neighbours in j, so that whole words are written
+    j = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    if CHANNELS_LAST:
+        x = j // C
+        c = j % C
+        place = y[:, None] * (W * C) + j[None, :]
+    else:
+        x = j % W
+        c = j // W
+        place = y[:, None] * W + (c * (H * W) + x)[None, :]
+    x_seen = tl.where(flip != 0, (W - 1) - x, x) + dx
+    in_row = j < W * C
+    x_read = in_row
+    if REFLECT:
+        x_seen = (W - 1) - tl.abs((W - 1) - tl.abs(x_seen))
+    else:
+        x_read = x_read & (x_seen >= 0) & (x_seen < W)
+    seen = y_seen[:, None] * (W * C) + (x_seen * C + c)[None, :]
+    # tiles that cover the image exactly need no masks, which cost much beside so little work
+    WHOLE: tl.constexpr = H % ROWS == 0 and (W * C) % COLUMNS == 0
+    if WHOLE and REFLECT:
+        byte = tl.load(source + seen)
+    else:
         byte = tl.load(source + seen, mask=y_read[:, None] & x_read[None, :], other=0)
 
-        centre = tl.load(constants + c, mask=in_row, other=0.0)
-        spread = tl.load(constants + C + c, mask=in_row, other=1.0)
-        # a correctly rounded division, and no product that a sum could be contracted with
-        value = tl.div_rn(byte.to(tl.float32) - centre[None, :], spread[None, :])
-        result = _rounded(value, out.dtype.element_ty)
+    centre = tl.load(constants + c, mask=in_row, other=0.0)
+    spread = tl.load(constants + C + c, mask=in_row, other=1.0)
+    # a correctly rounded division, and no product that a sum could be contracted with
+    value = tl.div_rn(byte.to(tl.float32) - centre[None, :], spread[None, :])
+    result = _rounded(value, out.dtype.element_ty)
 
-        for hole in tl.static_range(HOLES):
-            box = entry + 3 + 4 * hole
-            in_rows = (y >= tl.load(box)) & (y < tl.load(box + 1))
-            in_columns = (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
-            fill = tl.load(fills + hole * C + c, mask=in_row, other=0.0)
-            result = tl.where(in_rows[:, None] & in_columns[None, :], fill[None, :], result)
+    for hole in tl.static_range(HOLES):
+        box = entry + 3 + 4 * hole
+        in_rows = (y >= tl.load(box)) & (y < tl.load(box + 1))
+        in_columns = (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
+        fill = tl.load(fills + hole * C + c, mask=in_row, other=0.0)
+        result = tl.where(in_rows[:, None] & in_columns[None, :], fill[None, :], result)
+    if WHOLE:
+        tl.store(target + place, result)
+    else:
         tl.store(target + place, result, mask=(y < H)[:, None] & in_row[None, :])
 
 
-@triton.jit
+@triton.jit  # type: ignore
 def _rounded(value, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     """Finite float32 to ``dtype``, to the nearest, ties to even."""
     if dtype == tl.bfloat16:
