@@ -13,7 +13,10 @@ from torch import Tensor
 from fasttricks.transforms._fused import Recipe
 from fasttricks.transforms._normalize import channel_constants
 
+# Numbers of a row that one program makes: of these, the one that leaves least of them idle.
 _WIDTHS = (128, 64, 32)
+# Numbers a program. With one warp a thread has several rows of the same columns, and what a column
+# needs (its place, its constants) is worked out once for them.
 _TILE = 1024
 _WARPS = 1
 
@@ -75,7 +78,8 @@ class TritonPass:
         return out
 
 
-@triton.jit  # type: ignore
+# The two are parts of longer tensors: one kernel for them, however they are aligned.
+@triton.jit(do_not_specialize=("index", "table"))  # type: ignore
 def _fused_pass(  # type: ignore[no-untyped-def]
     out,
     rows,

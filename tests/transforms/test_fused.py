@@ -18,6 +18,7 @@ from fasttricks.transforms import (
     RandomHorizontalFlip,
     RandomIntensity,
     RandomTranslate,
+    _fused,
 )
 from fasttricks.transforms._fused import TorchPass, apply_rest, prepare, recognize
 
@@ -128,6 +129,13 @@ def test_a_device_without_a_pass_is_named():
     assert prepare(Pipeline([NORMALIZE]), rows, (3, 8, 8), fused=None) is None
     with pytest.raises(ValueError, match="there is none for meta devices; use fused=None"):
         prepare(Pipeline([NORMALIZE]), rows, (3, 8, 8), fused=True)
+
+
+def test_on_cuda_it_needs_triton(monkeypatch):
+    monkeypatch.setattr(_fused, "find_spec", lambda name: None)
+    assert "needs Triton, which is not installed" in _fused._device_problem(torch.device("cuda"))
+    monkeypatch.setattr(_fused, "find_spec", lambda name: object())
+    assert _fused._device_problem(torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,18 @@ def test_the_kernel_is_exact_for_every_byte_and_several_tiles(side, dtype):
     check(Case(rows, (3, side, side), pipeline, index, Draws(index, seed=1)))
 
 
+@runs_the_kernel
+@pytest.mark.parametrize(("dtype", "first"), [(torch.bfloat16, 256), (torch.float16, 2048)])
+def test_the_kernel_rounds_ties_to_even(dtype, first):
+    """Byte x becomes first + x, of one bit more than the dtype holds: every second is a tie."""
+    rows = torch.arange(256, device=DEVICE, dtype=torch.uint8).view(1, 256)
+    pipeline = Pipeline([Normalize(-first / 255, 1 / 255, dtype)])
+    index = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    one = Case(rows, (1, 16, 16), pipeline, index, Draws(index, seed=0))
+    assert batch_of(one).flatten()[:4].tolist() == [first, first, first + 2, first + 4]
+    check(one)
+
+
 @needs_triton
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
