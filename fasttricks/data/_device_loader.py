@@ -20,13 +20,17 @@ from fasttricks.transforms._fused import apply_rest, prepare
 # Order and mix draw from streams that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
 _MIX_STREAM = 2**32 - 2
+# For how many images the numbers of the fused pass are drawn at once, about: many small operations
+# that cost as much for one batch.
+_DRAWN_AT_ONCE = 2**14
 
 
 class DeviceLoader:
     """Batches of an ``ImageSet`` that lives on the device, augmented a batch at a time.
 
     Nothing is decoded, copied from the host or spread over workers while training: a batch is one
-    gather by index, then the transforms. What image i looks like in epoch e is a pure function of
+    gather by index, then the transforms. Those that begin the list are one pass where they can be,
+    with the same results (see ``fused``). What image i looks like in epoch e is a pure function of
     (seed, e, i), and the order of epoch e is one of (seed, e); neither depends on the device, nor
     does an image on batch_size, shuffle or drop_last.
 
@@ -44,10 +48,11 @@ class DeviceLoader:
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
         mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
-        fused: whether crop, flip, Cutout, normalisation and cast are done in one pass, with the
-            same result: on CUDA one Triton kernel, on the CPU a faster way in torch, which keeps a
-            padded and mirrored copy of the set if that is at most half a gigabyte. None does so
-            wherever it can.
+        fused: whether a RandomTranslate, a flip, a Cutout, a Normalize and another Cutout, in this
+            order and the Normalize at least, are one pass over the images: a kernel on CUDA, which
+            needs Triton, and on the CPU a gather from a copy of the set that is padded and
+            mirrored, for which up to 1 GiB is taken. None (the default) where it can be, True or an
+            error, False never. The batches are the same bit by bit.
 
     Yields:
         ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B],
@@ -56,8 +61,8 @@ class DeviceLoader:
     Raises:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
             wrong type.
-        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a
-            transform does not fit the images, or ``fused=True`` and that cannot be.
+        ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a transform
+            does not fit the images, or ``fused=True`` is not possible.
 
     Example:
         >>> from fasttricks.data import ImageSet
@@ -111,7 +116,7 @@ class DeviceLoader:
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
-        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch)
+        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch, None)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
@@ -132,9 +137,9 @@ class DeviceLoader:
 
     def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch)
-        for batch in range(len(self)):
-            start = batch * self.batch_size
-            yield self._batch(order[start : start + self.batch_size], epoch)
+        block = self.batch_size * max(1, _DRAWN_AT_ONCE // self.batch_size)
+        for start in range(0, len(self) * self.batch_size, block):
+            yield from self._batches(order[start : start + block], epoch)
         # an epoch set from within the loop stands
         if self._epoch == epoch:
             self._epoch = epoch + 1
@@ -149,31 +154,44 @@ class DeviceLoader:
         generator = torch.Generator().manual_seed(high << 24 | low)
         return torch.randperm(number, generator=generator).to(self.device)
 
-    def _batch(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        images, labels = self._augmented(index, epoch)
+    def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the images ``indices``, in their order."""
+        whole = len(indices) - len(indices) % self.batch_size if self.drop_last else len(indices)
+        table = None
+        if self._pass is not None:
+            draws = Draws(indices, seed=self.seed, epoch=epoch)
+            table = self._pass.recipe.sample(draws, (len(indices), *self._shape))
+        for start in range(0, whole, self.batch_size):
+            part = slice(start, min(start + self.batch_size, whole))
+            yield self._batch(indices[part], epoch, None if table is None else table[part])
+
+    def _batch(self, index: Tensor, epoch: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+        """One batch; ``table`` holds the numbers of the fused pass, where there is one."""
+        images = self._augmented(index, epoch, table)
+        labels = self._labels.index_select(0, index)
         if self.mix is not None:
             draws = Draws(index, seed=self.seed, epoch=epoch, stream=_MIX_STREAM)
-            others, other_labels = self._augmented(self.mix.partners(draws, len(self._rows)), epoch)
+            partners = self.mix.partners(draws, len(self._rows))
+            others = self._augmented(partners, epoch, None)
+            other_labels = self._labels.index_select(0, partners)
             soft, other_soft = (
                 one_hot(of, self._num_classes).float() for of in (labels, other_labels)
             )
             images, labels = self.mix.mix(images, soft, others, other_soft, draws=draws)
         return images.contiguous(memory_format=torch.channels_last), labels
 
-    def _augmented(self, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+    def _augmented(self, index: Tensor, epoch: int, table: Tensor | None) -> Tensor:
+        """The images after all transforms; the numbers of the fused pass are drawn if missing."""
         c, h, w = self._shape
-        labels = self._labels.index_select(0, index)
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        if self._pass is not None:
-            recipe = self._pass.recipe
+        if self._pass is None:
+            images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
+            return apply_rest(self.pipeline.transforms, images, draws, first=0)
+        recipe = self._pass.recipe
+        if table is None:
             table = recipe.sample(draws, (len(index), c, h, w))
-            images = self._pass(index, table, torch.channels_last)
-            rest, first = self.pipeline.transforms, len(recipe.pieces)
-            return apply_rest(rest, images, draws, first=first), labels
-        storage = self._rows.index_select(0, index).view(-1, h, w, c)
-        images = storage.permute(0, 3, 1, 2)
-        images = self.pipeline.apply(images, self.pipeline.sample(draws, tuple(images.shape)))
-        return images, labels
+        images = self._pass(index, table, torch.channels_last)
+        return apply_rest(self.pipeline.transforms, images, draws, first=len(recipe.pieces))
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -6,6 +6,7 @@ the set lie in NHWC storage, one row each: uint8, shape [M, H·W·C].
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from torch import Tensor
 from fasttricks.transforms._base import Pipeline, Shape, Transform
 from fasttricks.transforms._cutout import Cutout, erase
 from fasttricks.transforms._draws import Draws
-from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip
+from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip, horizontal_flip
 from fasttricks.transforms._normalize import Normalize, normalize
 from fasttricks.transforms._translate import RandomTranslate
 
@@ -33,7 +34,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Columns of the table before the boxes: dy, dx, flip.
 _HEAD = 3
 # The most that is spent on a padded and mirrored copy of the set on the CPU.
-_COPY_LIMIT = 2**29
+_COPY_LIMIT = 2**30
+_CHUNK = 2**23
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Recipe:
             if isinstance(piece, RandomTranslate):
                 shifts = params
             elif isinstance(piece, Cutout):
-                boxes.append(params.flatten(1))  # numbers as fill: boxes alone
+                boxes.append(params.flatten(1))
             elif params is not None:
                 flips = params[:, None]
         return torch.cat([shifts, flips, *boxes], dim=1).to(torch.int32)
@@ -165,7 +167,9 @@ def prepare(
         )
     if recipe is not None and problem is None:
         recipe.sample(Draws(torch.zeros(0, dtype=torch.int64), seed=0), (0, *shape))
-        return _build(recipe, rows, tuple(shape))
+        if rows.device.type == "cpu":
+            return TorchPass(recipe, rows, tuple(shape))
+        return _kernel(recipe, rows, tuple(shape), required=fused is True)
     if fused:
         raise ValueError(f"fused=True is not possible: {problem}; use fused=None")
     return None
@@ -187,14 +191,14 @@ class TorchPass:
 
     Crop and flip are one gather: every row of a cropped image is a run of W·C bytes of the image
     padded to the left and right, or of its mirror image, and ``index_select`` copies runs from a
-    view in which each byte starts one. The padded copy is made once where it is small enough, else
-    of each batch.
+    view in which each byte starts one. That takes a padded and mirrored copy of the set; where it
+    would be too large, the pieces do their work on each batch.
 
     Args:
         recipe: the pieces.
         rows: the set, uint8, shape [M, H·W·C].
         shape: (C, H, W).
-        copy_limit: bytes that the padded and mirrored copy of the set may take.
+        copy_limit: bytes that the copy may take.
     """
 
     def __init__(
@@ -209,7 +213,7 @@ class TorchPass:
         growth = (1 + recipe.flips) * (shape[2] + 2 * self._padding) / shape[2]
         self._alike = growth == 1
         small = self._alike or growth * rows.numel() <= copy_limit
-        self._prepared = self._views(rows) if small else None
+        self._store = self._views(rows) if small else None
 
     def __call__(self, index: Tensor, table: Tensor, memory_format: torch.memory_format) -> Tensor:
         """The batch of the images ``index`` with the numbers in ``table``: [N, C, H, W]."""
@@ -218,8 +222,7 @@ class TorchPass:
         if len(index) == 0:
             empty = torch.empty(0, c, h, w, dtype=self.recipe.normalize.dtype)
             return empty.contiguous(memory_format=memory_format)
-        cropped = self._cropped(index, table).view(-1, h, w, c)
-        images = _normalized(cropped.permute(0, 3, 1, 2), self.recipe.normalize)
+        images = _normalized(self._cropped(index, table), self.recipe.normalize)
         pixels, first = images.permute(0, 2, 3, 1).reshape(-1), 0
         for holes in self.recipe.holes:
             boxes = table[:, _HEAD + 4 * first : _HEAD + 4 * (first + holes)]
@@ -234,11 +237,12 @@ class TorchPass:
         p, count = self._padding, 1 + self.recipe.flips
         if self._alike:
             return rows.reshape(-1)
+        at_once = max(1, _CHUNK // rows.shape[1])
         row = (w + 2 * p) * c
         store = rows.new_empty((len(rows) * count * h + 1) * row)
         store[-row:] = 0
         views = store[:-row].view(len(rows), count, h, w + 2 * p, c)
-        for part, images in zip(views.split(256), rows.split(256), strict=True):
+        for part, images in zip(views.split(at_once), rows.split(at_once), strict=True):
             part[:, 0, :, p : p + w] = images.view(-1, h, w, c)
             if p and self._reflect:
                 part[:, 0, :, :p] = part[:, 0, :, p + 1 : 2 * p + 1].flip(2)
@@ -251,12 +255,13 @@ class TorchPass:
         return store
 
     def _cropped(self, index: Tensor, table: Tensor) -> Tensor:
-        """The moved and mirrored images: uint8, shape [N·H, W·C]."""
+        """The moved and mirrored images: uint8, shape [N, C, H, W], channels last."""
         c, h, w = self._shape
-        store = self._prepared
-        if store is None:
-            store = self._views(self._rows.index_select(0, index))
-            index = torch.arange(len(index))
+        if self._store is None:
+            images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
+            if self.recipe.translate is not None:
+                images = self.recipe.translate.apply(images, table[:, :2])
+            return horizontal_flip(images, table[:, 2]) if self.recipe.flips else images
         p, count = self._padding, 1 + self.recipe.flips
         dy, dx, flip = table[:, :1], table[:, 1].clamp(-p, p), table[:, 2]
         y = torch.arange(h) + dy
@@ -265,10 +270,10 @@ class TorchPass:
         x = p + torch.where(flip == 1, -dx, dx)
         start = (((index * count + flip)[:, None] * h + y_seen) * (w + 2 * p) + x[:, None]) * c
         if not self._reflect:
-            zeros = store.numel() - (w + 2 * p) * c
+            zeros = self._store.numel() - (w + 2 * p) * c
             start = torch.where((y >= 0) & (y < h), start, zeros)
-        runs = store.as_strided((store.numel() - w * c + 1, w * c), (1, 1))
-        return runs.index_select(0, start.view(-1))
+        runs = self._store.as_strided((self._store.numel() - w * c + 1, w * c), (1, 1))
+        return runs.index_select(0, start.view(-1)).view(-1, h, w, c).permute(0, 3, 1, 2)
 
 
 def _erase_(pixels: Tensor, boxes: Tensor, fill: Tensor, shape: tuple[int, ...]) -> None:
@@ -300,10 +305,26 @@ def _device_problem(device: torch.device) -> str | None:
     return None if device.type in ("cpu", "cuda") else f"there is none for {device.type} devices"
 
 
-def _build(recipe: Recipe, rows: Tensor, shape: tuple[int, ...]) -> Pass:
-    if rows.device.type == "cpu":
-        return TorchPass(recipe, rows, shape)
-    # Triton is large, and missing on many machines
-    from fasttricks.transforms._fused_triton import TritonPass
+def _kernel(recipe: Recipe, rows: Tensor, shape: tuple[int, ...], *, required: bool) -> Pass | None:
+    """The pass as a kernel, seen to run; None, with a warning, where it does not."""
+    draws = Draws(torch.zeros(1, dtype=torch.int64, device=rows.device), seed=0)
+    try:
+        # Triton is large, and missing on many machines
+        from fasttricks.transforms._fused_triton import TritonPass
 
-    return TritonPass(recipe, rows, shape)
+        kernel = TritonPass(recipe, rows, shape)
+        if len(rows):
+            kernel(draws.indices, recipe.sample(draws, (1, *shape)), torch.channels_last)
+    # it compiles here, which needs a C compiler and a GPU that Triton knows, and says so in many
+    # ways
+    except Exception as error:
+        if required:
+            raise
+        warnings.warn(
+            f"the fused kernel cannot run here, plain torch takes its place: {error}; "
+            f"fused=False is without it and this warning",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return None
+    return kernel

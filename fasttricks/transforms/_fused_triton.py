@@ -13,7 +13,10 @@ from torch import Tensor
 from fasttricks.transforms._fused import Recipe
 from fasttricks.transforms._normalize import channel_constants
 
+# Numbers of a row that one program makes: of these, the one that leaves least of them idle.
 _WIDTHS = (128, 64, 32)
+# Numbers a program. With one warp a thread has several rows of the same columns, and what a column
+# needs (its place, its constants) is worked out once for them.
 _TILE = 1024
 _WARPS = 1
 
@@ -75,7 +78,8 @@ class TritonPass:
         return out
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# The two are parts of longer tensors: one kernel for them, however they are aligned.
+@triton.jit(do_not_specialize=("index", "table"))  # type: ignore
 def _fused_pass(  # type: ignore[no-untyped-def]
     out,
     rows,
@@ -125,7 +129,12 @@ def _fused_pass(  # type: ignore[no-untyped-def]
     else:
         x_read = x_read & (x_seen >= 0) & (x_seen < W)
     seen = y_seen[:, None] * (W * C) + (x_seen * C + c)[None, :]
-    byte = tl.load(source + seen, mask=y_read[:, None] & x_read[None, :], other=0)
+    # tiles that cover the image exactly need no masks, which cost much beside so little work
+    WHOLE: tl.constexpr = H % ROWS == 0 and (W * C) % COLUMNS == 0
+    if WHOLE and REFLECT:
+        byte = tl.load(source + seen)
+    else:
+        byte = tl.load(source + seen, mask=y_read[:, None] & x_read[None, :], other=0)
 
     centre = tl.load(constants + c, mask=in_row, other=0.0)
     spread = tl.load(constants + C + c, mask=in_row, other=1.0)
@@ -139,10 +148,13 @@ def _fused_pass(  # type: ignore[no-untyped-def]
         in_columns = (x >= tl.load(box + 2)) & (x < tl.load(box + 3))
         fill = tl.load(fills + hole * C + c, mask=in_row, other=0.0)
         result = tl.where(in_rows[:, None] & in_columns[None, :], fill[None, :], result)
-    tl.store(target + place, result, mask=(y < H)[:, None] & in_row[None, :])
+    if WHOLE:
+        tl.store(target + place, result)
+    else:
+        tl.store(target + place, result, mask=(y < H)[:, None] & in_row[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit  # type: ignore
 def _rounded(value, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
     """Finite float32 to ``dtype``, to the nearest, ties to even."""
     if dtype == tl.bfloat16:

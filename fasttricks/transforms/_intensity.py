@@ -61,7 +61,8 @@ class RandomIntensity(Transform[tuple[Tensor, Tensor]]):
         if images.dtype == torch.uint8:
             changed = ((images / 255 + offset) * factor * 255).round().clamp(0, 255)
         elif images.is_floating_point():
-            changed = (images + offset.to(images.dtype)) * factor.to(images.dtype)
+            # the sum is a new tensor, which the product may change in place
+            changed = (images + offset.to(images.dtype)).mul_(factor.to(images.dtype))
         else:
             raise TypeError(f"images must be uint8 or floating, got dtype={images.dtype}")
         return changed.to(images.dtype).contiguous(memory_format=memory_format_of(images))

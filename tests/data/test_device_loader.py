@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttricks.data import ImageSet
+from fasttricks.data import ImageSet, _device_loader
 from fasttricks.data._device_loader import DeviceLoader
 from fasttricks.transforms import (
     AlternatingFlip,
@@ -12,6 +12,7 @@ from fasttricks.transforms import (
     Normalize,
     Pipeline,
     ProgressiveResize,
+    RandomIntensity,
     RandomTranslate,
 )
 
@@ -89,6 +90,25 @@ def test_batches_are_the_pipeline_applied_to_the_images_by_their_index():
         draws = Draws(labels, seed=4, epoch=3)
         params = pipeline.sample(draws, (len(labels), 3, 8, 8))
         assert torch.equal(images, pipeline.apply(image_set().images[labels], params))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("batch_size", "drawn_at_once"), [(5, 2**14), (5, 12), (4, 1), (23, 1)])
+@pytest.mark.parametrize("rest", [[], [RandomIntensity(), ProgressiveResize({1: 5})]])
+def test_the_fused_pass_serves_the_same_bits(
+    rest, batch_size, drawn_at_once, drop_last, monkeypatch
+):
+    monkeypatch.setattr(_device_loader, "_DRAWN_AT_ONCE", drawn_at_once)
+    settings = {"batch_size": batch_size, "drop_last": drop_last, "seed": 5, "shuffle": True}
+    fused, plain = (
+        DeviceLoader(image_set(), transforms=TRANSFORMS + rest, fused=fused, **settings)
+        for fused in (True, False)
+    )
+    for _ in range(3):
+        for (images, labels), (expected, same) in zip(fused, plain, strict=True):
+            assert torch.equal(images.view(torch.int32), expected.view(torch.int32))
+            assert images.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(labels, same)
 
 
 def test_epochs_advance_and_each_has_its_own_order_and_augmentation():
@@ -206,6 +226,8 @@ def bad(error, message, **arguments):
         bad(ValueError, "padding=8 and images of 8x8", transforms=[RandomTranslate(8)]),
         bad(ValueError, "2 numbers and images of 3", transforms=[Normalize((0, 0), 1)]),
         bad(ValueError, "for torch.uint8 images, got fill=0.5", transforms=[Cutout(2, fill=0.5)]),
+        bad(TypeError, "fused must be True, False or None, got fused='yes'", fused="yes"),
+        bad(ValueError, "fused=True is not possible: the transforms do not", fused=True),
         bad(ValueError, "device such as 'cpu' or 'cuda', got device='gpu'", device="gpu"),
     ],
 )

@@ -1,161 +1,152 @@
-"""The fused pass: the same bytes as the plain pieces, and only where it can be."""
+"""The fused pass in plain torch: the same bytes as the pieces one after the other."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from fused_cases import batch_of, bytes_of, case, numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fasttricks import (
+from fasttricks.transforms import (
     AlternatingFlip,
     Cutout,
-    DeviceLoader,
-    ImageSet,
+    Draws,
     Normalize,
     Pipeline,
+    ProgressiveResize,
     RandomHorizontalFlip,
     RandomIntensity,
     RandomTranslate,
+    _fused,
 )
-from fasttricks.transforms._fused import TorchPass, recognize
+from fasttricks.transforms._fused import TorchPass, apply_rest, prepare, recognize
 
 NORMALIZE = Normalize(0.5, 0.25)
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+MOVE, FLIP, CUT = RandomTranslate(2), RandomHorizontalFlip(), Cutout(3)
 
 
-def make_set(n=50, size=32):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-    return ImageSet(pixels, torch.arange(n) % 2, classes=("a", "b"), name="noise")
+@settings(max_examples=150)
+@given(case=case(), copy_limit=st.sampled_from([0, 2**30]))
+def test_the_pass_is_the_pieces_one_after_the_other_bit_by_bit(case, copy_limit):
+    recipe = recognize(case.pipeline)
+    assert recipe.pieces == case.pipeline.transforms
+    fused = TorchPass(recipe, case.rows, case.shape, copy_limit=copy_limit)
+    expected = batch_of(case)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        result = fused(case.index, numbers(case, recipe), memory_format)
+        assert result.dtype == expected.dtype
+        assert result.is_contiguous(memory_format=memory_format)
+        assert torch.equal(bytes_of(result), bytes_of(expected))
 
 
-@needs_triton
-def test_under_tritons_interpreter_every_batch_is_that_of_the_plain_pieces():
-    script = Path(__file__).with_name("fused_under_interpreter.py")
-    run = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "equal"
-
-
-@needs_cuda
-@needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("mode", ["reflect", "zero"])
-def test_on_cuda_every_batch_is_that_of_the_plain_pieces(dtype, mode):
-    transforms = [
-        RandomTranslate(4, mode),
-        AlternatingFlip(),
-        Cutout(9, holes=2, fill=(1, 2, 3)),
-        Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), dtype),
-        Cutout(8),
-    ]
-    options = {"batch_size": 16, "transforms": transforms, "shuffle": True, "device": "cuda"}
-    plain = DeviceLoader(make_set(), fused=False, **options)
-    fused = DeviceLoader(make_set(), **options)
-    on_cpu = DeviceLoader(make_set(), **(options | {"device": "cpu"}))
-    for _ in range(2):
-        for (a, _), (b, _), (c, _) in zip(plain, fused, on_cpu, strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(b.cpu(), c)
-            assert b.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("copy_limit", [0, 2**30])
+def test_the_set_stays_as_it_is(copy_limit):
+    rows = torch.randint(0, 256, (5, 8 * 8 * 3), dtype=torch.uint8)
+    before = rows.clone()
+    recipe = recognize(Pipeline([Cutout(3, fill=9), NORMALIZE, CUT]))
+    index = torch.arange(5)
+    table = recipe.sample(Draws(index, seed=0), (5, 3, 8, 8))
+    fused = TorchPass(recipe, rows, (3, 8, 8), copy_limit=copy_limit)
+    fused(index, table, torch.channels_last)
+    assert torch.equal(rows, before)
 
 
 @pytest.mark.parametrize(
-    ("pieces", "taken"),
+    ("transforms", "done"),
     [
         ([NORMALIZE], 1),
-        ([RandomTranslate(2), NORMALIZE, RandomIntensity()], 2),
-        ([RandomTranslate(2), RandomHorizontalFlip(), Cutout(4), NORMALIZE, Cutout(4)], 5),
-        ([AlternatingFlip(), NORMALIZE, Cutout(4), Cutout(5)], 3),
-        ([NORMALIZE, Cutout(4, fill="random")], 1),
+        ([MOVE, NORMALIZE], 2),
+        ([FLIP, CUT, NORMALIZE], 3),
+        ([MOVE, AlternatingFlip(), CUT, NORMALIZE, CUT], 5),
+        ([Pipeline([MOVE, FLIP]), NORMALIZE, CUT, CUT], 4),
+        ([MOVE, NORMALIZE, RandomIntensity(), CUT], 2),
+        ([MOVE, NORMALIZE, ProgressiveResize({0: 4})], 2),
+        ([MOVE, NORMALIZE, Cutout(3, fill="mean")], 2),
+        ([MOVE, Normalize(0.5, 0.25, torch.float16)], 2),
+        ([MOVE, Normalize(0.5, 0.25, torch.float64)], None),
+        ([MOVE, Cutout(3, fill="mean"), NORMALIZE], None),
+        ([FLIP, MOVE, NORMALIZE], None),
+        ([CUT, FLIP, NORMALIZE], None),
+        ([FLIP, FLIP, NORMALIZE], None),
+        ([MOVE, RandomIntensity(), NORMALIZE], None),
+        ([MOVE, FLIP, CUT], None),
+        ([], None),
     ],
 )
-def test_the_pass_takes_the_pieces_it_knows_and_leaves_the_rest(pieces, taken):
-    assert recognize(Pipeline(pieces)).pieces == tuple(pieces[:taken])
+def test_a_start_in_the_right_order_is_recognised(transforms, done):
+    pipeline = Pipeline(transforms)
+    recipe = recognize(pipeline)
+    assert (recipe and recipe.pieces) == (done and pipeline.transforms[:done])
+
+
+def test_a_subclass_is_no_piece_of_the_pass():
+    class Still(RandomTranslate):
+        def apply(self, images, params):
+            return images
+
+    assert recognize(Pipeline([Still(2), NORMALIZE])) is None
+
+
+def test_the_rest_has_the_streams_of_its_places_in_the_pipeline():
+    pipeline = Pipeline([MOVE, NORMALIZE, RandomIntensity(), CUT])
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    draws = Draws(torch.arange(6), seed=3)
+    params = pipeline.sample(draws, (6, 3, 8, 8))
+    begun = Pipeline(pipeline.transforms[:2]).apply(images, params[:2])
+    result = apply_rest(pipeline.transforms, begun, draws, first=2)
+    assert torch.equal(result, pipeline.apply(images, params))
+
+
+def test_the_table_holds_shift_flip_and_boxes():
+    recipe = recognize(Pipeline([MOVE, FLIP, NORMALIZE, Cutout(3, holes=2)]))
+    draws = Draws(torch.arange(9), seed=1)
+    shape = (9, 3, 8, 8)
+    table = recipe.sample(draws, shape)
+    assert table.dtype == torch.int32
+    assert table.shape == (9, 11)
+    assert torch.equal(table[:, :2].long(), MOVE.sample(draws.with_stream(0), shape))
+    assert torch.equal(table[:, 2].bool(), FLIP.sample(draws.with_stream(1), shape))
+    boxes = Cutout(3, holes=2).sample(draws.with_stream(3), shape)
+    assert torch.equal(table[:, 3:].long().view(9, 2, 4), boxes)
+
+
+def test_the_switch_is_off_on_or_automatic():
+    rows = torch.zeros(2, 8 * 8 * 3, dtype=torch.uint8)
+    good, other = Pipeline([NORMALIZE]), Pipeline([CUT])
+    for fused in (None, True):
+        assert isinstance(prepare(good, rows, (3, 8, 8), fused=fused), TorchPass)
+    assert prepare(good, rows, (3, 8, 8), fused=False) is None
+    assert prepare(other, rows, (3, 8, 8), fused=None) is None
+    with pytest.raises(ValueError, match="fused=True is not possible: the transforms do not"):
+        prepare(other, rows, (3, 8, 8), fused=True)
+    with pytest.raises(TypeError, match="fused must be True, False or None, got fused=1"):
+        prepare(good, rows, (3, 8, 8), fused=1)
+
+
+def test_a_device_without_a_pass_is_named():
+    rows = torch.zeros(2, 192, dtype=torch.uint8, device="meta")
+    assert prepare(Pipeline([NORMALIZE]), rows, (3, 8, 8), fused=None) is None
+    with pytest.raises(ValueError, match="there is none for meta devices; use fused=None"):
+        prepare(Pipeline([NORMALIZE]), rows, (3, 8, 8), fused=True)
+
+
+def test_on_cuda_it_needs_triton(monkeypatch):
+    monkeypatch.setattr(_fused, "find_spec", lambda name: None)
+    assert "needs Triton, which is not installed" in _fused._device_problem(torch.device("cuda"))
+    monkeypatch.setattr(_fused, "find_spec", lambda name: object())
+    assert _fused._device_problem(torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize(
-    "pieces",
+    ("piece", "message"),
     [
-        [],
-        [RandomTranslate(2)],
-        [AlternatingFlip(), RandomTranslate(2), NORMALIZE],
-        [RandomTranslate(2), RandomTranslate(2), NORMALIZE],
-        [Cutout(4, fill="mean"), NORMALIZE],
-        [Normalize(0.5, 0.25, torch.float64)],
-        [RandomIntensity(), NORMALIZE],
+        (RandomTranslate(8), "padding=8 and images of 8x8"),
+        (Cutout(2, fill=0.5), "for torch.uint8 images, got fill=0.5"),
+        (Cutout(2, fill=(1, 2)), "2 numbers and images of 3 channels"),
     ],
 )
-def test_what_cannot_be_one_pass_goes_the_plain_way_and_says_why_if_asked(pieces):
-    assert recognize(Pipeline(pieces)) is None
-    with pytest.raises(ValueError, match="fused=True is not possible: the transforms do not begin"):
-        DeviceLoader(make_set(), batch_size=4, transforms=pieces, fused=True)
-
-
-def test_a_flag_that_is_none_is_named():
-    with pytest.raises(TypeError, match="fused must be True, False or None, got fused='yes'"):
-        DeviceLoader(make_set(), batch_size=4, transforms=[NORMALIZE], fused="yes")
-
-
-pieces_before = st.tuples(
-    st.sampled_from([None, (0, "reflect"), (3, "reflect"), (3, "zero"), (40, "zero")]),
-    st.sampled_from([None, RandomHorizontalFlip(), RandomHorizontalFlip(p=1.0), AlternatingFlip()]),
-    st.sampled_from([None, Cutout(5, fill=7), Cutout((2, 30), holes=3, inside=True)]),
-)
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    before=pieces_before,
-    after=st.sampled_from([None, Cutout(4, p=0.5), Cutout(1, fill=0.25, holes=2)]),
-    shape=st.tuples(st.sampled_from([1, 3, 4]), st.integers(4, 11), st.integers(4, 11)),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
-    copied=st.booleans(),
-    seed=st.integers(0, 3),
-)
-def test_on_the_cpu_every_batch_is_that_of_the_plain_pieces(
-    before, after, shape, dtype, copied, seed
-):
-    move, flip, hole = before
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (9, *shape), dtype=torch.uint8, generator=generator)
-    data = ImageSet(pixels, torch.arange(9) % 2, classes=("a", "b"), name="noise")
-    first = None if move is None else RandomTranslate(move[0], move[1])
-    pieces = [first, flip, hole, Normalize(0.4, 0.3, dtype), after, RandomIntensity()]
-    transforms = [piece for piece in pieces if piece is not None]
-    options = {"batch_size": 4, "transforms": transforms, "shuffle": True, "seed": seed}
-    plain = DeviceLoader(data, fused=False, **options)
-    fused = DeviceLoader(data, fused=True, **options)
-    if not copied:
-        fused._pass = TorchPass(fused._pass.recipe, fused._rows, fused._shape, copy_limit=0)
-    for _ in range(2):
-        for (a, b), (c, d) in zip(plain, fused, strict=True):
-            assert (a.dtype, a.stride()) == (c.dtype, c.stride())
-            assert torch.equal(a, c)
-            assert torch.equal(b, d)
-
-
-def test_on_a_cpu_triton_stays_unloaded():
-    code = (
-        "import sys, torch, fasttricks as ft;"
-        "s = ft.ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2,"
-        "classes=('a', 'b'), name='black');"
-        "list(ft.DeviceLoader(s, batch_size=2, transforms=[ft.Normalize(0.5, 0.25)]));"
-        "print('triton' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+def test_what_does_not_fit_the_images_is_refused_as_by_the_pieces(piece, message):
+    rows = torch.zeros(2, 8 * 8 * 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=message):
+        prepare(Pipeline([piece, NORMALIZE]), rows, (3, 8, 8), fused=None)
