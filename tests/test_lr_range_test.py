@@ -205,14 +205,14 @@ def test_every_rule_gives_a_rate_of_the_curve_and_base_is_under_max(losses):
     assert 0 < base_lr < max_lr <= rates[-1]
 
 
-def test_max_lr_is_half_as_much_again_as_the_rate_of_the_first_jump_that_comes_back():
+def test_max_lr_is_twice_the_rate_of_the_first_jump_that_comes_back():
     rates, losses = bowl()
     noise = 0.01 * np.sin(np.arange(81) * 2.4)
     losses = np.minimum.accumulate(losses) + noise  # a plateau after the fall ...
     rates_of_jumps = rates[[50, 60, 70]]
     losses[[50, 60, 70]] = 1.6  # ... with three jumps
     max_lr, _ = suggest_range(rates, losses, losses)
-    assert max_lr == pytest.approx(1.5 * rates_of_jumps[0])
+    assert max_lr == pytest.approx(2 * rates_of_jumps[0])
 
 
 def test_a_small_jump_or_one_within_the_noise_is_none():
