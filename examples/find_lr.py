@@ -89,6 +89,9 @@ def run(args: argparse.Namespace) -> None:
     check("--width", args.width)
     check("--seeds", args.seeds)
     check("--held-out", args.held_out)
+    peaks = args.peaks or (GRID if args.grid else ())
+    for peak in peaks:
+        check("--peaks", peak)
     for batch_size in args.batch_size:
         check("--batch-size", batch_size)
     train, _, is_digits = load(args.data, may_stand_in=True)
@@ -115,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
             flush=True,
         )
         suggested = train_at(test.max_lr, args, rest, loaders, val)
-        grid = {lr: train_at(lr, args, rest, loaders, val) for lr in (GRID if args.grid else ())}
+        grid = {lr: train_at(lr, args, rest, loaders, val) for lr in peaks}
         rows.append(
             {
                 "batch_size": size,
@@ -147,6 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=1, help="trainings at each peak (default: 1)")
     add("--held-out", type=int, default=5000, help="images to judge by (default: 5000)")
     add("--grid", action="store_true", help="also train at nine fixed peaks (default: off)")
+    add("--peaks", type=float, nargs="+", help="also train at these peaks (default: none)")
     return parser.parse_args()
 
 

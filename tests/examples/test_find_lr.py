@@ -49,9 +49,24 @@ def test_the_grid_is_trained_too(run, npz, tmp_path):
     assert [len(accuracies) for accuracies in row["grid"].values()] == [2] * 9
 
 
+def test_peaks_of_ones_own_are_trained(run, npz, tmp_path):
+    sizes = ["--width", 4, "--batch-size", 32, "--epochs", 0.5, "--device", "cpu"]
+    peaks = ["--peaks", 0.1, 0.3]
+    assert run("--data", npz, *sizes, *peaks, "--output", tmp_path / "run")[0] == 0
+    (row,) = json.loads((tmp_path / "run" / "record.json").read_text())["rows"]
+    assert list(row["grid"]) == ["0.1", "0.3"]
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["--width", 0], ["--epochs", 0], ["--images", -1], ["--batch-size", 0], ["--device", "tpu"]],
+    [
+        ["--peaks", 0.1, -1],
+        ["--width", 0],
+        ["--epochs", 0],
+        ["--images", -1],
+        ["--batch-size", 0],
+        ["--device", "tpu"],
+    ],
 )
 def test_bad_arguments_end_with_one_line_and_code_2(run, npz, tmp_path, arguments):
     code, _, error = run("--data", npz, "--output", tmp_path / "run", *arguments)
