@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_integer, check_positive
 from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
 from fasttricks.engine._history import History, Value
 from fasttricks.engine._precision import Precision
@@ -113,6 +115,7 @@ class Trainer:
         self.steps_per_epoch = 0
         self.batches_done = 0
         self.stop = False
+        self.last_checkpoint: Path | None = None
         self.totals = _Totals(self.device)
 
     @property
@@ -153,7 +156,15 @@ class Trainer:
         return total
 
     def fit(
-        self, train: Iterable[Batch], epochs: float, *, val: Iterable[Batch] | None = None
+        self,
+        train: Iterable[Batch],
+        epochs: float,
+        *,
+        val: Iterable[Batch] | None = None,
+        checkpoints: Path | str | None = None,
+        every: int = 1,
+        keep: int = 2,
+        resume: bool = False,
     ) -> History:
         """Train for a number of epochs and return the history.
 
@@ -162,9 +173,15 @@ class Trainer:
                 ``DeviceLoader``, a ``DataLoader``, a list.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
+            checkpoints: Folder for checkpoints; none are written by default.
+            every: Epochs from one to the next; the run's end has one in any case.
+            keep: How many stay, the newest ones.
+            resume: Go on from the newest checkpoint in the folder, with the same weights in the end
+                as a run that was never interrupted; from the start if there is none.
 
         Raises:
-            ValueError: If ``epochs`` is not positive or ``train`` is empty.
+            ValueError: If ``epochs`` is not positive, ``train`` is empty, or the checkpoint is
+                damaged or of another run.
             TypeError: If ``train`` has no length.
             FloatingPointError: If the loss is NaN or infinite.
         """
@@ -178,11 +195,27 @@ class Trainer:
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
         self.total_steps = max(1, round(epochs * len(train)))
         self.stop = False
+        check_integer("every", every, minimum=1)
+        check_integer("keep", keep, minimum=1)
+        folder = None if checkpoints is None else Path(checkpoints)
+        if resume and folder is None:
+            raise ValueError("resume needs the folder of the checkpoints, got checkpoints=None")
+        done, go_on = 0, None
+        last = math.ceil(self.total_steps / len(train))
+        if resume and folder is not None and (path := latest_checkpoint(folder)) is not None:
+            done, go_on = load_checkpoint(path, self, train)
+            self.last_checkpoint = path
         try:
             self._call("on_fit_start")
-            for _ in range(math.ceil(self.total_steps / len(train))):
+            if go_on is not None:
+                go_on()
+            for epoch in range(done + 1, last + 1):
                 self._train_epoch(train)
                 self._end_epoch(len(self.history) + 1, val)
+                if folder is not None and (epoch % every == 0 or epoch == last or self.stop):
+                    self.last_checkpoint = save_checkpoint(
+                        folder, self, train, epoch=epoch, keep=keep
+                    )
                 if self.stop:
                     break
         finally:
@@ -261,9 +294,11 @@ class Trainer:
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.totals.loss):
+            saved = self.last_checkpoint
             raise FloatingPointError(
                 f"the loss became {self.totals.loss} at update {self.step_count} with "
                 f"lr={self.epoch_lr:g}; lower the learning rate, or use precision='fp32'"
+                + ("" if saved is None else f"; the last checkpoint is {saved}")
             )
 
     def _to_device(self, batch: Batch) -> Batch:
