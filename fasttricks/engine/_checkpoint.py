@@ -110,6 +110,7 @@ def _gather(trainer: Trainer, loader: Iterable[Any]) -> tuple[dict[str, Tensor],
         "total_steps": trainer.total_steps,
         "steps_per_epoch": trainer.steps_per_epoch,
         "train_seconds": trainer.train_seconds,
+        "nonfinite_steps": trainer.nonfinite_steps,
         "history": trainer.history.rows,
         "model": _split(trainer.model.state_dict(), "model", tensors),
         "optimizers": [
@@ -160,7 +161,7 @@ def _restore(
         callback.load_state_dict(_join(saved, tensors))  # type: ignore[attr-defined]
     trainer.precision.load_state_dict(state["precision"])
     trainer.history.rows[:] = state["history"]
-    for name in ("step_count", "batches_done", "train_seconds"):
+    for name in ("step_count", "batches_done", "train_seconds", "nonfinite_steps"):
         setattr(trainer, name, state[name])
     if state["loader_epoch"] is not None and hasattr(loader, "set_epoch"):
         loader.set_epoch(state["loader_epoch"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice
@@ -60,9 +61,14 @@ class Precision:
         """Accumulate the gradients of ``loss`` (scaled, for fp16)."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
-    def step(self, optimizers: Sequence[Optimizer]) -> bool:
-        """Make one update of every optimizer; return whether it happened (fp16 skips overflows)."""
+    def step(self, optimizers: Sequence[Optimizer], *, max_norm: float | None = None) -> bool:
+        """Make one update of every optimizer; return whether it happened (fp16 skips overflows).
+
+        With ``max_norm`` the gradients of all optimizers together are scaled down to that norm if
+        theirs is larger.
+        """
         if self._scaler is None:
+            _clip(optimizers, max_norm)
             for optimizer in optimizers:
                 optimizer.step()
             return True
@@ -72,6 +78,7 @@ class Precision:
             self._scaler.unscale_(optimizer)
         stepped = _gradients_are_finite(optimizers)
         if stepped:
+            _clip(optimizers, max_norm)
             for optimizer in optimizers:
                 optimizer.step()
         self._scaler.update()
@@ -88,6 +95,12 @@ class Precision:
         if self._scaler is not None and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.skipped_steps = state["skipped_steps"]
+
+
+def _clip(optimizers: Sequence[Optimizer], max_norm: float | None) -> None:
+    if max_norm is not None:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        clip_grad_norm_([p for group in groups for p in group["params"]], max_norm)
 
 
 def _gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:

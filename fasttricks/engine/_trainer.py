@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,12 +52,18 @@ class Trainer:
         precision: "auto" (default), "fp32", "bf16", "fp16", or a ``Precision``.
         channels_last: Compute in channels_last memory format; on by default.
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
+        grad_clip: Largest norm of the gradients of all parameters together; larger ones are scaled
+            down to it. Not clipped by default.
+        nonfinite: "raise" (default) ends the run when the loss is NaN or infinite; "skip" leaves
+            out that update, with weights, statistics and schedules as they were, at the price of
+            waiting for the device in every update.
         callbacks: ``Callback`` objects, called in order.
         progress: Show a live display on a terminal, else a line an epoch; on by default.
 
     Attributes:
         history: Rows of all epochs so far.
         step_count: Updates so far, over all calls of ``fit``.
+        nonfinite_steps: Updates left out for their loss, with ``nonfinite="skip"``.
         stop: Set it in ``on_epoch_end`` to end the run there, as ``EarlyStop`` does.
 
     Raises:
@@ -84,6 +90,8 @@ class Trainer:
         precision: Precision | str = "auto",
         channels_last: bool = True,
         micro_batch_size: int | None = None,
+        grad_clip: float | None = None,
+        nonfinite: Literal["raise", "skip"] = "raise",
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -92,6 +100,9 @@ class Trainer:
         _check_types("callbacks", callbacks, Callback)
         if micro_batch_size is not None:
             check_integer("micro_batch_size", micro_batch_size, minimum=1)
+        if grad_clip is not None:
+            check_positive("grad_clip", grad_clip)
+        check_choice("nonfinite", nonfinite, ("raise", "skip"))
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.loss = loss or nn.CrossEntropyLoss()
@@ -105,6 +116,9 @@ class Trainer:
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
         self.micro_batch_size = micro_batch_size
+        self.grad_clip = grad_clip
+        self.nonfinite = nonfinite
+        self.nonfinite_steps = 0
         self.callbacks = [*callbacks, *([Progress()] if progress else [])]
         self.history = History()
         self.step_count = 0
@@ -139,6 +153,8 @@ class Trainer:
         self._clear_gradients()
         total = torch.zeros((), device=self.device)
         part_size = self.micro_batch_size or len(images)
+        buffers = [b.clone() for b in self.model.buffers()] if self.nonfinite == "skip" else []
+        seen = []
         for part, part_targets in zip(
             images.split(part_size), targets.split(part_size), strict=True
         ):
@@ -147,8 +163,16 @@ class Trainer:
             loss = self.loss(outputs.float(), part_targets)
             self.precision.backward(loss * (len(part) / len(images)))
             total += loss.detach() * (len(part) / len(images))
-            self.totals.add(loss.detach(), outputs.detach(), part_targets)
-        if self.precision.step(self.optimizers):
+            seen.append((loss.detach(), outputs.detach(), part_targets))
+        if self.nonfinite == "skip" and not bool(total.isfinite()):
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+            self._clear_gradients()
+            self.nonfinite_steps += 1
+            return total
+        for part_seen in seen:
+            self.totals.add(*part_seen)
+        if self.precision.step(self.optimizers, max_norm=self.grad_clip):
             self.step_count += 1
             for scheduler in self.schedulers:
                 scheduler.step()
@@ -243,6 +267,8 @@ class Trainer:
             "label_smoothing": getattr(self.loss, "label_smoothing", 0.0),
             "precision": self.precision.name,
             "micro_batch_size": self.micro_batch_size,
+            "grad_clip": self.grad_clip,
+            "skipped_steps": self.precision.skipped_steps + self.nonfinite_steps,
             "channels_last": self.memory_format is torch.channels_last,
             "optimizers": [repr(optimizer) for optimizer in self.optimizers],
             "schedules": [repr(scheduler) for scheduler in self.schedulers],
