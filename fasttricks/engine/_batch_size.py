@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._memory import is_out_of_memory
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss, Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer
@@ -197,11 +198,3 @@ def _free(trainer: Trainer) -> None:
     trainer.model.zero_grad(set_to_none=True)
     if trainer.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that a device's memory ran out, in the words of any backend."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "alloc_failed")
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
 from fasttricks.engine._history import History, Value
+from fasttricks.engine._memory import Snapshot, is_out_of_memory
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._progress import Progress
 from fasttricks.lr_scheduler import ScheduledGroups
@@ -57,6 +59,8 @@ class Trainer:
         nonfinite: "raise" (default) ends the run when the loss is NaN or infinite; "skip" leaves
             out that update, with weights, statistics and schedules as they were, at the price of
             waiting for the device in every update.
+        oom: What an update does that runs out of memory: "halve" (default) the micro-batch, with a
+            warning, and start over with nothing lost, or "raise".
         callbacks: ``Callback`` objects, called in order.
         progress: Show a live display on a terminal, else a line an epoch; on by default.
 
@@ -92,6 +96,7 @@ class Trainer:
         micro_batch_size: int | None = None,
         grad_clip: float | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
+        oom: Literal["halve", "raise"] = "halve",
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -103,6 +108,7 @@ class Trainer:
         if grad_clip is not None:
             check_positive("grad_clip", grad_clip)
         check_choice("nonfinite", nonfinite, ("raise", "skip"))
+        check_choice("oom", oom, ("halve", "raise"))
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.loss = loss or nn.CrossEntropyLoss()
@@ -119,6 +125,9 @@ class Trainer:
         self.grad_clip = grad_clip
         self.nonfinite = nonfinite
         self.nonfinite_steps = 0
+        self.oom = oom
+        # Batches whose step did not run out of memory need no way back.
+        self._fitting: set[tuple[torch.Size, int | None]] = set()
         self.callbacks = [*callbacks, *([Progress()] if progress else [])]
         self.history = History()
         self.step_count = 0
@@ -151,22 +160,31 @@ class Trainer:
             raise ValueError("batch must hold at least one image, got an empty one")
         # What an interrupted step left behind must not enter this one.
         self._clear_gradients()
-        total = torch.zeros((), device=self.device)
-        part_size = self.micro_batch_size or len(images)
-        buffers = [b.clone() for b in self.model.buffers()] if self.nonfinite == "skip" else []
-        seen = []
-        for part, part_targets in zip(
-            images.split(part_size), targets.split(part_size), strict=True
-        ):
-            with self.precision.forward_context():
-                outputs = self.model(part)
-            loss = self.loss(outputs.float(), part_targets)
-            self.precision.backward(loss * (len(part) / len(images)))
-            total += loss.detach() * (len(part) / len(images))
-            seen.append((loss.detach(), outputs.detach(), part_targets))
+        fits = (images.shape, self.micro_batch_size) in self._fitting
+        before = None if fits and self.nonfinite == "raise" else Snapshot(self.model, self.device)
+        while True:
+            try:
+                total, seen = self._forward_and_backward(images, targets)
+                break
+            except RuntimeError as error:
+                part_size = min(self.micro_batch_size or len(images), len(images))
+                if self.oom == "raise" or part_size == 1 or not is_out_of_memory(error):
+                    raise
+            # Out of the handler, so that the error's frames hold no tensor any more.
+            self._clear_gradients()
+            if before is not None:
+                before.restore()
+            self.micro_batch_size = part_size // 2
+            warnings.warn(
+                f"memory ran out with {part_size} images at once; micro_batch_size is now "
+                f"{self.micro_batch_size}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._fitting.add((images.shape, self.micro_batch_size))
         if self.nonfinite == "skip" and not bool(total.isfinite()):
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            if before is not None:
+                before.restore()
             self._clear_gradients()
             self.nonfinite_steps += 1
             return total
@@ -178,6 +196,24 @@ class Trainer:
                 scheduler.step()
         self._clear_gradients()
         return total
+
+    def _forward_and_backward(
+        self, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+        """Accumulate the gradients of a batch, part by part: its mean loss, and each part's."""
+        total = torch.zeros((), device=self.device)
+        part_size = self.micro_batch_size or len(images)
+        seen = []
+        for part, part_targets in zip(
+            images.split(part_size), targets.split(part_size), strict=True
+        ):
+            with self.precision.forward_context():
+                outputs = self.model(part)
+            loss = self.loss(outputs.float(), part_targets)
+            self.precision.backward(loss * (len(part) / len(images)))
+            total += loss.detach() * (len(part) / len(images))
+            seen.append((loss.detach(), outputs.detach(), part_targets))
+        return total, seen
 
     def fit(
         self,

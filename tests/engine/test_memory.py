@@ -1,0 +1,100 @@
+"""Running out of memory: the step starts over in smaller parts, as if it had begun with them."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from fasttricks import Trainer
+
+
+class Limited(nn.Module):
+    """Runs out of memory with more than ``limit`` images, as late as in the backward pass."""
+
+    def __init__(self, limit, where="forward", error=torch.OutOfMemoryError):
+        super().__init__()
+        self.limit, self.where, self.error = limit, where, error
+
+    def forward(self, x):
+        if len(x) > self.limit:
+            if self.where == "forward":
+                raise self.error("CUDA out of memory")
+            if x.requires_grad:
+                x.register_hook(self.fail)
+        return x
+
+    def fail(self, gradient):
+        raise self.error("DefaultCPUAllocator: can't allocate memory")
+
+
+def make_trainer(limit, **options):
+    torch.manual_seed(0)
+    where = options.pop("where", "forward")
+    error = options.pop("error", torch.OutOfMemoryError)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        Limited(limit, where, error),
+        nn.Flatten(),
+        nn.Linear(16, 2),
+    )
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return Trainer(model, sgd, precision="fp32", progress=False, **options)
+
+
+def batches(n=3, size=16):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(n, size, 3, 4, 4, generator=generator)
+    return [(x, torch.arange(size) % 2) for x in images]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"), [("forward", torch.OutOfMemoryError), ("backward", RuntimeError)]
+)
+def test_the_run_is_that_with_small_parts_from_the_start(where, error):
+    halving = make_trainer(5, where=where, error=error)
+    torch.manual_seed(3)
+    with pytest.warns(RuntimeWarning, match="memory ran out with") as caught:
+        halving.fit(batches(), 1)
+    assert [str(w.message)[:60] for w in caught] == [
+        "memory ran out with 16 images at once; micro_batch_size is n",
+        "memory ran out with 8 images at once; micro_batch_size is no",
+    ]
+    assert halving.micro_batch_size == 4
+    small = make_trainer(5, where=where, micro_batch_size=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.manual_seed(3)
+        small.fit(batches(), 1)
+    for key, value in small.model.state_dict().items():
+        assert torch.equal(value, halving.model.state_dict()[key]), key
+    assert small.history["loss"] == halving.history["loss"]
+
+
+def test_one_image_that_does_not_fit_is_an_error():
+    with (
+        pytest.warns(RuntimeWarning, match="memory ran out"),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        make_trainer(0).step(batches(1)[0])
+
+
+def test_by_choice_and_for_other_errors_it_raises_at_once():
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(5, oom="raise").step(batches(1)[0])
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        make_trainer(99).step((torch.zeros(2, 3, 9, 9), torch.zeros(2, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="oom must be one of 'halve', 'raise', got oom='ignore'"):
+        make_trainer(5, oom="ignore")
+
+
+def test_a_step_that_fits_copies_nothing_the_second_time(monkeypatch):
+    trainer = make_trainer(99)
+    first, second = batches(2)
+    trainer.step(first)
+    monkeypatch.setattr("fasttricks.engine._trainer.Snapshot", None)
+    trainer.step(second)
