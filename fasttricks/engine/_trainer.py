@@ -61,6 +61,8 @@ class Trainer:
             waiting for the device in every update.
         oom: What an update does that runs out of memory: "halve" (default) the micro-batch, with a
             warning, and start over with nothing lost, or "raise".
+        compile: Train through ``torch.compile``, True for its usual backend or a backend's name;
+            every image size is compiled for itself. Evaluation runs the module as it is.
         callbacks: ``Callback`` objects, called in order.
         progress: Show a live display on a terminal, else a line an epoch; on by default.
 
@@ -97,6 +99,7 @@ class Trainer:
         grad_clip: float | None = None,
         nonfinite: Literal["raise", "skip"] = "raise",
         oom: Literal["halve", "raise"] = "halve",
+        compile: bool | str = False,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -110,6 +113,13 @@ class Trainer:
         check_choice("nonfinite", nonfinite, ("raise", "skip"))
         check_choice("oom", oom, ("halve", "raise"))
         self.model = model
+        self._compiled: Callable[[Tensor], Tensor] = model
+        if compile:
+            backend = compile if isinstance(compile, str) else "inductor"
+            check_choice(
+                "compile", backend, [*torch.compiler.list_backends(()), "eager", "aot_eager"]
+            )
+            self._compiled = torch.compile(model, backend=backend, dynamic=False)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.loss = loss or nn.CrossEntropyLoss()
         if isinstance(precision, str):
@@ -208,7 +218,7 @@ class Trainer:
             images.split(part_size), targets.split(part_size), strict=True
         ):
             with self.precision.forward_context():
-                outputs = self.model(part)
+                outputs = self._compiled(part)
             loss = self.loss(outputs.float(), part_targets)
             self.precision.backward(loss * (len(part) / len(images)))
             total += loss.detach() * (len(part) / len(images))
@@ -304,6 +314,7 @@ class Trainer:
             "precision": self.precision.name,
             "micro_batch_size": self.micro_batch_size,
             "grad_clip": self.grad_clip,
+            "compiled": self._compiled is not self.model,
             "skipped_steps": self.precision.skipped_steps + self.nonfinite_steps,
             "channels_last": self.memory_format is torch.channels_last,
             "optimizers": [repr(optimizer) for optimizer in self.optimizers],

@@ -331,3 +331,28 @@ def test_no_optimizer_and_an_empty_batch_are_refused():
         quiet(model, [0.1])
     with pytest.raises(ValueError, match="at least one image"):
         quiet(model, sgd(model)).step((torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64)))
+
+
+def test_compiled_it_trains_to_the_same_weights():
+    def trained(**options):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, sgd, precision="fp32", progress=False, **options)
+        generator = torch.Generator().manual_seed(1)
+        batches = [
+            (torch.randn(4, 3, 4, 4, generator=generator), torch.tensor([0, 1, 1, 0]))
+            for _ in range(3)
+        ]
+        trainer.fit(batches, 2)
+        return trainer
+
+    torch.compiler.reset()
+    plain, compiled = trained(), trained(compile="aot_eager")
+    assert compiled.describe()["compiled"]
+    assert not plain.describe()["compiled"]
+    assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
+    for key, value in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[key], value)
+    with pytest.raises(ValueError, match="compile must be one of .*inductor.*, got compile='gcc'"):
+        trained(compile="gcc")
