@@ -52,8 +52,6 @@ def save_checkpoint(
         temporary.mkdir()
         _write(temporary / "tensors.safetensors", _safetensors().save(tensors))
         _write(temporary / "state.json", text.encode())
-        if target.exists():  # of an earlier run in this folder
-            shutil.rmtree(target)
         temporary.replace(target)
         _flush_folder(folder)
     finally:

@@ -250,8 +250,8 @@ class Trainer:
                 as a run that was never interrupted; from the start if there is none.
 
         Raises:
-            ValueError: If ``epochs`` is not positive, ``train`` is empty, or the checkpoint is
-                damaged or of another run.
+            ValueError: If ``epochs`` is not positive, ``train`` is empty, the checkpoint is damaged
+                or of another run, or there is one without ``resume``.
             TypeError: If ``train`` has no length.
             FloatingPointError: If the loss is NaN or infinite.
         """
@@ -272,7 +272,12 @@ class Trainer:
             raise ValueError("resume needs the folder of the checkpoints, got checkpoints=None")
         done, go_on = 0, None
         last = math.ceil(self.total_steps / len(train))
-        if resume and folder is not None and (path := latest_checkpoint(folder)) is not None:
+        if folder is not None and (path := latest_checkpoint(folder)) is not None:
+            if not resume:
+                raise ValueError(
+                    f"checkpoints must be a folder without any of another run, got {folder} with "
+                    f"{path.name}; pass resume=True to go on, or another folder"
+                )
             done, go_on = load_checkpoint(path, self, train)
             self.last_checkpoint = path
         try:

@@ -130,6 +130,12 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
         assert torch.equal(value, again.model.state_dict()[key]), key
 
 
+def test_checkpoints_of_another_run_are_not_overwritten(tmp_path):
+    make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match="got .* with epoch-0002; pass resume=True to go on"):
+        make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path)
+
+
 def test_without_a_checkpoint_it_starts_anew(tmp_path):
     trainer = make_trainer("SGD")
     trainer.fit(make_loader("device"), 1, checkpoints=tmp_path / "none", resume=True)
