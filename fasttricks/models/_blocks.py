@@ -184,6 +184,23 @@ def global_max_pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, x.shape[-2:]).flatten(1)
 
 
+def global_mean_pool(x: Tensor) -> Tensor:
+    """Take the mean of each channel over the whole map.
+
+    Args:
+        x: Float tensor [N, C, H, W].
+
+    Returns:
+        [N, C].
+
+    Example:
+        >>> import torch
+        >>> global_mean_pool(torch.arange(8.0).view(1, 2, 2, 2))
+        tensor([[1.5000, 5.5000]])
+    """
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
 def check_image_size(images: Tensor, *, min_size: int) -> None:
     """Raise if a side of the images is under ``min_size`` (shapes only: no value is read)."""
     if images.shape[-2] < min_size or images.shape[-1] < min_size:

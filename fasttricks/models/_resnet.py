@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction, check_integer
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, norm_and_act
+from fasttricks.models._blocks import check_image_size, global_mean_pool, norm_and_act
 from fasttricks.models._drop_path import DropPath
 
 Make = Callable[[], nn.Module]
@@ -102,6 +101,7 @@ class ResNet(nn.Module):
     """
 
     logit_scale = 1.0
+    pool = staticmethod(global_mean_pool)
 
     def __init__(
         self,
@@ -145,10 +145,6 @@ class ResNet(nn.Module):
     def head(self) -> nn.Linear:
         """The linear head."""
         return self.fc
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Map features [N, C, h, w] to their means [N, C]."""
-        return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to features."""

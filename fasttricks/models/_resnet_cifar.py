@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_fraction, check_integer
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, norm_and_act
+from fasttricks.models._blocks import check_image_size, global_mean_pool, norm_and_act
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._resnet import init_convolutions_
 
@@ -69,6 +69,7 @@ class CifarResNet(nn.Module):
 
     min_size = 8
     logit_scale = 1.0
+    pool = staticmethod(global_mean_pool)
 
     def __init__(
         self,
@@ -108,10 +109,6 @@ class CifarResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(before, num_classes)
         init_convolutions_(self)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Map features [N, C, h, w] to their means [N, C]."""
-        return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to features [N, 4 * width, about H / 4, about W / 4]."""

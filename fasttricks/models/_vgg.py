@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_fraction, check_integer
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, halve, norm_and_act
+from fasttricks.models._blocks import check_image_size, global_mean_pool, halve, norm_and_act
 from fasttricks.models._resnet import init_convolutions_
 
 
@@ -37,6 +36,7 @@ class VGG(nn.Module):
 
     min_size = 8
     logit_scale = 1.0
+    pool = staticmethod(global_mean_pool)
 
     def __init__(
         self,
@@ -66,10 +66,6 @@ class VGG(nn.Module):
         for module in self.features:
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Map features [N, C, h, w] to their means [N, C]."""
-        return F.adaptive_avg_pool2d(features, 1).flatten(1)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to features [N, 8 * width, h, w]."""
