@@ -444,7 +444,12 @@ def test_the_version_is_the_one_in_pyproject():
     assert fasttricks.__version__ == version
 
 
-def test_the_core_dependencies_are_these_three():
+def test_the_core_dependencies_are_these_four():
     requirements = importlib.metadata.requires("fasttricks")
     core = [line for line in requirements if "extra ==" not in line]
-    assert sorted(core) == ["torch>=2.6", "torchvision>=0.21", "typing-extensions>=4.10"]
+    assert sorted(core) == [
+        "safetensors>=0.4.3",
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "typing-extensions>=4.10",
+    ]
