@@ -197,7 +197,8 @@ _DOC = """Build {title}.
         stem: "small" (default), a 3 x 3 convolution, for images of 8 pixels and more; "imagenet",
             7 x 7 with stride 2 and a max-pool, for 32 and more: torchvision's network, whose state
             dicts load.
-        zero_init_residual: Whether each block starts as the identity. Default False.
+        zero_init_residual: Whether each block starts as the identity; not with ``frozen_scale``,
+            which would keep it so. Default False.
         drop_path: Probability that an image skips the last block; less for earlier ones, in a
             straight line. Default 0.
         dropout: Probability that a feature is dropped before the head. Default 0.
@@ -209,7 +210,8 @@ _DOC = """Build {title}.
         A ``ResNet``: float [N, in_channels, H, W] to logits [N, num_classes].
 
     Raises:
-        ValueError: If a number is out of its range, or ``act`` or ``stem`` isn't known.
+        ValueError: If a number is out of its range, ``zero_init_residual`` meets ``frozen_scale``,
+            or ``act`` or ``stem`` isn't known.
         TypeError: If an argument has the wrong type.
 
     Reference:
@@ -243,6 +245,7 @@ def _builder(
         check_choice("stem", stem, ("small", "imagenet"))
         check_fraction("drop_path", drop_path)
         check_fraction("dropout", dropout)
+        check_zero_init(zero_init_residual, frozen_scale=frozen_scale)
         norm, activation = norm_and_act(
             act=act,
             celu_alpha=celu_alpha,
@@ -294,6 +297,15 @@ def _shortcut(
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
+
+
+def check_zero_init(zero_init_residual: bool, *, frozen_scale: bool) -> None:
+    """Raise if scales start at 0 and stay there: the blocks' bodies would never count."""
+    if zero_init_residual and frozen_scale:
+        raise ValueError(
+            "zero_init_residual must be False with frozen_scale=True, whose scales of 0 would "
+            "never train, got zero_init_residual=True: leave one of them out"
+        )
 
 
 def init_convolutions_(model: nn.Module) -> None:

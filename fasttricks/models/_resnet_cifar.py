@@ -15,7 +15,7 @@ from fasttricks._checks import check_fraction, check_integer
 from fasttricks.models._activation import Activation
 from fasttricks.models._blocks import check_image_size, global_mean_pool, norm_and_act
 from fasttricks.models._drop_path import DropPath
-from fasttricks.models._resnet import init_convolutions_
+from fasttricks.models._resnet import check_zero_init, init_convolutions_
 
 Make = Callable[[], nn.Module]
 MakeNorm = Callable[[int], nn.Module]
@@ -155,7 +155,8 @@ _DOC = """Build the ResNet-{depth} that He et al. made for CIFAR-10.
         act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "relu".
         celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.075, or 0.3 with
             ``frozen_scale``.
-        zero_init_residual: Whether each block starts as the identity. Default False.
+        zero_init_residual: Whether each block starts as the identity; not with ``frozen_scale``,
+            which would keep it so. Default False.
         drop_path: Probability that an image skips the last block; less for earlier ones, in a
             straight line. Default 0.
         dropout: Probability that a feature is dropped before the head. Default 0.
@@ -168,7 +169,8 @@ _DOC = """Build the ResNet-{depth} that He et al. made for CIFAR-10.
         [N, num_classes].
 
     Raises:
-        ValueError: If a number is out of its range or ``act`` isn't known.
+        ValueError: If a number is out of its range, ``zero_init_residual`` meets ``frozen_scale``,
+            or ``act`` isn't known.
         TypeError: If an argument has the wrong type.
 
     Reference:
@@ -196,6 +198,7 @@ def _builder(depth: int, parameters: int) -> CifarResNetBuilder:
         check_integer("width", width, minimum=1)
         check_fraction("drop_path", drop_path)
         check_fraction("dropout", dropout)
+        check_zero_init(zero_init_residual, frozen_scale=frozen_scale)
         norm, activation = norm_and_act(
             act=act,
             celu_alpha=celu_alpha,

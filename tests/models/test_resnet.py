@@ -114,6 +114,12 @@ def test_bad_arguments_are_named(options, message):
         build(18, **options)
 
 
+@pytest.mark.parametrize("depth", [18, 20, 50])
+def test_blocks_that_would_stay_the_identity_are_refused(depth):
+    with pytest.raises(ValueError, match="zero_init_residual must be False with frozen_scale=True"):
+        build(depth, width=4, zero_init_residual=True, frozen_scale=True)
+
+
 def test_the_imagenet_stem_asks_for_larger_images():
     with pytest.raises(ValueError, match="at least 32 x 32 pixels, got 16 x 16"):
         build(18, width=4, stem="imagenet")(torch.zeros(2, 3, 16, 16))
