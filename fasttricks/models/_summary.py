@@ -24,6 +24,7 @@ class Stage:
         output_shape: Shape of what it gives.
         parameters: Number of its parameters.
         macs: Multiply-adds of its convolutions and matrix products for one image.
+        macs_share: Its part of the network's multiply-adds, 0 to 1.
         time_share: Its part of the forward pass's time, 0 to 1.
     """
 
@@ -32,6 +33,7 @@ class Stage:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    macs_share: float
     time_share: float
 
 
@@ -52,14 +54,15 @@ class ModelSummary:
     @override
     def __str__(self) -> str:
         header = (
-            f"{'stage':<14} {'class':<14} {'output':<18} {'parameters':>12} {'MACs':>15}   time"
+            f"{'stage':<14} {'class':<14} {'output':<18} {'parameters':>12} {'MACs':>15} "
+            f"{'share':>6} {'time':>6}"
         )
         lines = [header]
         for stage in self.stages:
             shape = " x ".join(map(str, stage.output_shape[1:]))
             lines.append(
                 f"{stage.name:<14} {stage.kind:<14} {shape:<18} {stage.parameters:>12,} "
-                f"{stage.macs:>15,} {stage.time_share:>6.1%}"
+                f"{stage.macs:>15,} {stage.macs_share:>6.1%} {stage.time_share:>6.1%}"
             )
         lines.append(f"{'total':<48} {self.parameters:>12,} {self.macs:>15,}")
         return "\n".join(lines)
@@ -109,20 +112,26 @@ def summary(
     flops = counter.get_flop_counts()
     root = type(model).__name__
     total = sum(seconds.values()) or 1.0
+    macs = {
+        name: sum(flops.get(f"{root}.{name}", {}).values()) // 2
+        for name, _ in model.named_children()
+    }
+    all_macs = counter.get_total_flops() // 2
     stages = tuple(
         Stage(
             name=name,
             kind=type(child).__name__,
             output_shape=shapes[name],
             parameters=sum(p.numel() for p in child.parameters()),
-            macs=sum(flops.get(f"{root}.{name}", {}).values()) // 2,
+            macs=macs[name],
+            macs_share=macs[name] / max(1, all_macs),
             time_share=seconds[name] / total,
         )
         for name, child in model.named_children()
         if name in shapes
     )
     parameters = sum(p.numel() for p in model.parameters())
-    return ModelSummary(stages, parameters, counter.get_total_flops() // 2)
+    return ModelSummary(stages, parameters, all_macs)
 
 
 def _time_children(

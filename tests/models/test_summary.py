@@ -27,6 +27,9 @@ def test_stages_are_the_children_with_shapes_and_shares():
     assert result.stages[-1].output_shape == (2, 10)
     assert sum(stage.time_share for stage in result.stages) == pytest.approx(1)
     assert sum(stage.macs for stage in result.stages) == result.macs
+    assert sum(stage.macs_share for stage in result.stages) == pytest.approx(1)
+    prep = result.stages[0]
+    assert prep.macs_share == pytest.approx(prep.macs / result.macs)
     assert sum(stage.parameters for stage in result.stages) == result.parameters
     assert result.stages[0].macs == 16 * 16 * 3 * 8 * 9
     assert model.training
@@ -35,10 +38,15 @@ def test_stages_are_the_children_with_shapes_and_shares():
 
 def test_it_prints_as_a_table():
     lines = str(summary(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), (1, 6, 6))).splitlines()
-    assert lines[0].split() == ["stage", "class", "output", "parameters", "MACs", "time"]
+    assert lines[0].split() == ["stage", "class", "output", "parameters", "MACs", "share", "time"]
     assert lines[1].split()[:2] == ["0", "Conv2d"]
     assert "2 x 4 x 4" in lines[1]
     assert lines[-1].split() == ["total", "20", "288"]
+
+
+def test_a_network_without_multiply_adds_has_shares_of_0():
+    result = summary(nn.Sequential(nn.ReLU()), (1, 2, 2))
+    assert (result.macs, result.stages[0].macs_share) == (0, 0.0)
 
 
 def test_shared_parameters_count_once():
