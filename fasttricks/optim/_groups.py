@@ -44,8 +44,16 @@ def parameter_groups(
     check_non_negative("weight_decay", weight_decay)
     if bias_lr is not None:
         check_non_negative("bias_lr", bias_lr)
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    # Scales of these may have several dimensions.
+    of_norms = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        for p in module.parameters(recurse=False)
+    }
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    weights = [p for p in trainable if p.ndim > 1 and id(p) not in of_norms]
+    others = [p for p in trainable if p.ndim <= 1 or id(p) in of_norms]
     groups = [
         {"params": weights, "lr": lr, "weight_decay": weight_decay},
         {"params": others, "lr": lr if bias_lr is None else bias_lr, "weight_decay": 0.0},

@@ -35,6 +35,20 @@ def test_frozen_parameters_are_left_out_and_empty_groups_too():
     assert len(only["params"]) == 1
 
 
+def test_scales_of_any_norm_are_left_without_decay_whatever_their_dimensions():
+    norms = [
+        nn.BatchNorm2d(4),
+        nn.InstanceNorm2d(4, affine=True),
+        nn.GroupNorm(2, 4),
+        nn.LayerNorm([4, 8, 8]),
+        nn.RMSNorm([8, 8]),
+    ]
+    model = nn.Sequential(*norms, nn.Flatten(), nn.Linear(256, 2))
+    weights, others = parameter_groups(model, lr=0.1, weight_decay=1e-3)
+    assert [id(p) for p in weights["params"]] == [id(model[-1].weight)]
+    assert len(others["params"]) == 10
+
+
 def test_the_groups_go_into_the_optimizers():
     model = build("resnet20", width=4)
     sgd = torch.optim.SGD(parameter_groups(model, lr=0.1, weight_decay=5e-4), momentum=0.9)
