@@ -63,11 +63,10 @@ def make_run_folder(folder: Path | str) -> Path:
 
     Raises:
         ValueError: If it is a file, cannot be made, or cannot be written to.
-        ImportError: If matplotlib or safetensors is not installed.
+        ImportError: If matplotlib is not installed.
     """
-    for package in ("matplotlib", "safetensors"):
-        if find_spec(package) is None:
-            raise ImportError(f'a run folder needs {package}; pip install "fasttricks[examples]"')
+    if find_spec("matplotlib") is None:
+        raise ImportError('a run folder needs matplotlib; pip install "fasttricks[examples]"')
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output must be a folder, got the file {folder}")
@@ -96,7 +95,7 @@ def write_run(
         model: The trained module.
 
     Raises:
-        ImportError: If matplotlib or safetensors is not installed.
+        ImportError: If matplotlib is not installed.
         TypeError: If ``record`` holds something that JSON cannot.
     """
     # Typed in its package only since 0.5; the import stays here to keep `import fasttricks` light.

@@ -47,6 +47,9 @@ class DeviceLoader:
         drop_last: leave out the last batch if it is short.
         seed: of the order and the transforms' draws, from 0 to 2**64 - 1.
         device: such as "cpu" or "cuda".
+        rank: which of ``world_size`` processes this is, from 0.
+        world_size: processes that share each batch: this one gets every ``world_size``-th of its
+            images, as augmented as in one process. ``batch_size`` counts those of all.
         mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
         fused: whether a RandomTranslate, a flip, a Cutout, a Normalize and another Cutout, in this
             order and the Normalize at least, are one pass over the images: a kernel on CUDA, which
@@ -89,6 +92,8 @@ class DeviceLoader:
         drop_last: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
         mix: Mix | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -99,6 +104,8 @@ class DeviceLoader:
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix must be a Mixup or a CutMix, got mix={mix!r}")
         _check_batch_size(batch_size, len(image_set), drop_last)
+        _check_share(rank, world_size, batch_size, 0 if drop_last else len(image_set) % batch_size)
+        self.rank, self.world_size = rank, world_size
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.drop_last = drop_last
@@ -162,7 +169,8 @@ class DeviceLoader:
             draws = Draws(indices, seed=self.seed, epoch=epoch)
             table = self._pass.recipe.sample(draws, (len(indices), *self._shape))
         for start in range(0, whole, self.batch_size):
-            part = slice(start, min(start + self.batch_size, whole))
+            end = min(start + self.batch_size, whole)
+            part = slice(start + self.rank, end, self.world_size)
             yield self._batch(indices[part], epoch, None if table is None else table[part])
 
     def _batch(self, index: Tensor, epoch: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -205,6 +213,19 @@ def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:
         raise ValueError(
             f"batch_size must be at most the number of images with drop_last=True, "
             f"got batch_size={batch_size} and {number} images; use drop_last=False"
+        )
+
+
+def _check_share(rank: int, world_size: int, batch_size: int, rest: int) -> None:
+    check_integer("world_size", world_size, minimum=1)
+    check_integer("rank", rank)
+    if rank >= world_size:
+        raise ValueError(f"rank must be under world_size, got rank={rank} of {world_size}")
+    smallest = min(batch_size, rest or batch_size)
+    if smallest < world_size:
+        raise ValueError(
+            f"each batch must hold an image for each process, got {smallest} images for "
+            f"world_size={world_size}; use drop_last=True or another batch_size"
         )
 
 

@@ -4,6 +4,7 @@ from fasttricks.engine._averaging import Lookahead, StochasticWeightAverage, Wei
 from fasttricks.engine._batch_size import BatchSizes, find_batch_size
 from fasttricks.engine._callbacks import Callback, EarlyStop, FreezeAfter
 from fasttricks.engine._device import choose_device
+from fasttricks.engine._distributed import World, distributed
 from fasttricks.engine._evaluate import Evaluation, evaluate, predict
 from fasttricks.engine._files import replacing, write_json
 from fasttricks.engine._history import History
@@ -30,7 +31,9 @@ __all__ = [
     "TensorBoard",
     "Trainer",
     "WeightAverage",
+    "World",
     "choose_device",
+    "distributed",
     "evaluate",
     "find_batch_size",
     "predict",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Parameter
 from typing_extensions import override
@@ -40,6 +40,13 @@ class Callback:
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """After the last epoch, or when an error ends the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep of this object: numbers, text and tensors."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; when a run is resumed, after ``on_fit_start``."""
 
 
 class FreezeAfter(Callback):

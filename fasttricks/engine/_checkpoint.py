@@ -1,277 +1,355 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped, without pickle.
+"""Checkpoints: a folder that holds all that a training run needs to go on as if never interrupted.
 
-A checkpoint is a folder ``epoch-0007`` with ``tensors.safetensors`` and ``state.json``. It is made
-under another name and renamed when all of it is on the disk, so one that has its name is whole.
+``model.safetensors`` holds the module's ``state_dict``, ``training.safetensors`` every other tensor
+(optimizers, random states, callbacks), ``state.json`` the rest, with a checksum of both.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import random
 import re
-import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fasttricks._checks import check_integer
+from fasttricks.engine._distributed import gather, rank, wait_for_all
+from fasttricks.engine._files import remove_folder, replacing_folder, write_json
+from fasttricks.engine._random import (
+    loader_place,
+    random_states,
+    restore_loader_place,
+    restore_random_states,
+)
+from fasttricks.engine._tree import pack, unpack
 
 if TYPE_CHECKING:
     from fasttricks.engine._trainer import Trainer
 
-_FORMAT = 1
+_FORMAT = "fasttricks checkpoint 1"
+_STATE, _TENSORS = "state.json", ("model.safetensors", "training.safetensors")
 _NAME = re.compile(r"epoch-(\d{4,})")
+_LEFTOVER = re.compile(r"\.epoch-\d+-[0-9a-f]{16}")
+_ENTRIES = (
+    *("counts", "history", "optimizers", "settings", "schedulers", "precision", "callbacks"),
+    *("loaders", "random", "extra_state"),
+)
+# How an optimizer computes, which may change from one machine to the next.
+_SWITCHES = ("fused", "foreach", "capturable", "differentiable")
+# What a trainer counts; the first ones also outlast a fit.
+_COUNTS = ("step_count", "train_seconds", "nonfinite_steps")
+_FIT_COUNTS = ("epochs", "total_steps", "steps_per_epoch", "batches_done", "stop")
 
 
-def save_checkpoint(
-    folder: Path, trainer: Trainer, loader: Iterable[Any], *, epoch: int, keep: int
-) -> Path:
-    """Write an epoch's checkpoint, whole or not at all; remove all but the newest ``keep``.
+def save_checkpoint(trainer: Trainer, path: Path | str, *loaders: object) -> None:
+    """Write a trainer's state to the folder ``path``, whole or not at all.
+
+    With several processes all must call it; the first one writes, after which all go on.
+    """
+    states = gather(random_states())
+    if rank() == 0:
+        _write(trainer, Path(path), loaders, states)
+    wait_for_all()
+
+
+def _write(
+    trainer: Trainer, path: Path, loaders: tuple[object, ...], states: list[dict[str, Any]]
+) -> None:
+    from safetensors.torch import save
+
+    entries = trainer.model.state_dict()
+    model: dict[str, Tensor] = {}
+    for name, value in entries.items():
+        if isinstance(value, Tensor):
+            pack(value, model, name)
+    tensors: dict[str, Tensor] = {}
+    state = {
+        "extra_state": {name: value for name, value in entries.items() if name not in model},
+        "counts": {
+            name: getattr(trainer, name) for name in (*_COUNTS, *_FIT_COUNTS, "micro_batch_size")
+        },
+        "history": trainer.history.rows,
+        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "settings": trainer.settings,
+        "schedulers": [_state_of(scheduler) for scheduler in trainer.schedulers],
+        "precision": trainer.precision.state_dict(),
+        "callbacks": [[type(one).__name__, _state_of(one)] for one in trainer.callbacks],
+        "loaders": [loader_place(loader) for loader in loaders],
+        "random": states,
+    }
+    packed = {name: pack(value, tensors, name) for name, value in state.items()}
+    with replacing_folder(path) as folder:
+        sums = {}
+        for name, content in zip(_TENSORS, (model, tensors), strict=True):
+            data = save(content)
+            sums[name] = hashlib.sha256(data).hexdigest()
+            (folder / name).write_bytes(data)
+        write_json(folder / _STATE, {"format": _FORMAT, "sha256": sums, **packed})
+
+
+def settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's kind and its groups' numbers, by which one run is told from another."""
+    left_out = ("params", *_SWITCHES)
+    groups = [
+        {name: _number(value) for name, value in group.items() if name not in left_out}
+        for group in optimizer.param_groups
+    ]
+    return {"kind": type(optimizer).__name__, "groups": groups}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def _state_of(owner: object) -> Any:
+    return owner.state_dict() if hasattr(owner, "state_dict") else None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint's folder holds, read and checked."""
+
+    path: Path
+    model: dict[str, Any]
+    state: dict[str, Any]
+
+    def check(self, trainer: Trainer) -> None:
+        """Raise a ValueError unless all of it fits the trainer's parts."""
+        mine, saved = trainer.model.state_dict(), self.model
+        for name in [*mine, *(saved.keys() - mine.keys())]:
+            if _kind(mine.get(name)) != _kind(saved.get(name)):
+                has = f"{_kind(saved.get(name))}, and the model {_kind(mine.get(name))}"
+                raise self._misfit(_TENSORS[0], f"of {name!r} it has {has}")
+        for name in ("optimizers", "schedulers"):
+            count, own = len(self.state[name]), len(getattr(trainer, name))
+            if count != own:
+                raise self._misfit(_STATE, f"it has {count} {name}, and the trainer {own}")
+        for mine, saved in zip(trainer.settings, self.state["settings"], strict=True):
+            if mine["kind"] != saved["kind"]:
+                text = f"it was written with {saved['kind']}, and the trainer has {mine['kind']}"
+                raise self._misfit(_STATE, text)
+        for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
+            sizes = [len(group["params"]) for group in state["param_groups"]]
+            own_sizes = [len(group["params"]) for group in optimizer.param_groups]
+            if sizes != own_sizes:
+                kind = type(optimizer).__name__
+                text = f"its {kind} has groups of {sizes} parameters, and the trainer's {own_sizes}"
+                raise self._misfit(_STATE, text)
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put back weights, optimizers, schedules, scale, counts and history."""
+        self.check(trainer)
+        try:
+            trainer.model.load_state_dict(self.model)
+            for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
+                _load_optimizer(optimizer, state)
+            for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
+                if state is not None and hasattr(scheduler, "load_state_dict"):
+                    scheduler.load_state_dict(state)
+            trainer.precision.load_state_dict(self.state["precision"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise self._misfit(_STATE, str(error)) from error
+        trainer.history.rows = [dict(row) for row in self.state["history"]]
+        for name in _COUNTS:
+            setattr(trainer, name, self.state["counts"][name])
+        # Where memory ran out it would run out again.
+        sizes = {trainer.micro_batch_size, self.state["counts"]["micro_batch_size"]} - {None}
+        trainer.micro_batch_size = min(sizes, default=None)
+        trainer.epoch_lr = trainer.lr
+        trainer.last_checkpoint = self.path
+
+    def restore_fit(self, trainer: Trainer, *loaders: object) -> None:
+        """Put back the place within the call of ``fit``, and the loaders'."""
+        self._check_settings(trainer)
+        counts = self.state["counts"]
+        if counts["steps_per_epoch"] != trainer.steps_per_epoch:
+            raise self._misfit(
+                _STATE,
+                f"its epoch has {counts['steps_per_epoch']} batches, and train "
+                f"{trainer.steps_per_epoch}",
+            )
+        trainer.batches_done, trainer.stop = counts["batches_done"], counts["stop"]
+        if trainer.batches_done % trainer.steps_per_epoch and not self.is_done(trainer):
+            raise self._misfit(_STATE, "it ends within an epoch, from where no run can go on")
+        for loader, place in zip(loaders, self.state["loaders"], strict=False):
+            restore_loader_place(loader, place)
+
+    def _check_settings(self, trainer: Trainer) -> None:
+        for mine, saved in zip(trainer.settings, self.state["settings"], strict=True):
+            for index, (group, other) in enumerate(
+                zip(mine["groups"], saved["groups"], strict=True)
+            ):
+                for name in other:
+                    if group.get(name) != other[name]:
+                        raise self._misfit(
+                            _STATE,
+                            f"its run began with {name}={other[name]} in group {index} of "
+                            f"{saved['kind']}, and this one with {name}={group.get(name)}; give "
+                            "the same, or load it by trainer.load and set others then",
+                        )
+
+    def restore_callbacks(self, trainer: Trainer) -> None:
+        """Put back the callbacks' states, of those that are of the same kind and place."""
+        for callback, (kind, state) in zip(
+            trainer.callbacks, self.state["callbacks"], strict=False
+        ):
+            if kind == type(callback).__name__ and state:
+                callback.load_state_dict(state)
+
+    def restore_random_states(self) -> None:
+        """Put back this process's random states."""
+        states = self.state["random"]
+        restore_random_states(states[rank() % len(states)])
+
+    def is_done(self, trainer: Trainer) -> bool:
+        """Whether nothing of the run is left."""
+        return trainer.stop or trainer.batches_done >= trainer.total_steps
+
+    def _misfit(self, file: str, reason: str) -> ValueError:
+        return ValueError(f"{self.path / file} does not fit this trainer: {reason}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return "none" if value is None else type(value).__name__
+
+
+def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, but keep the group's own tensors, such as a rate on a GPU, and write them."""
+    before = [
+        {name: value for name, value in group.items() if isinstance(value, Tensor)}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    with torch.no_grad():
+        for group, tensors in zip(optimizer.param_groups, before, strict=True):
+            for name, tensor in tensors.items():
+                group[name] = tensor.copy_(torch.as_tensor(group[name]))
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint, or the latest one of a folder of checkpoints.
 
     Raises:
-        TypeError: If an optimizer, a scheduler or a callback has a state that is neither tensors
-            nor what JSON can hold.
+        ValueError: If there is none, or its files are damaged or of another format.
     """
-    tensors, state = _gather(trainer, loader)
-    state |= {"format": _FORMAT, "epochs_done": epoch}
+    path = Path(path)
+    if not (path / _STATE).exists():
+        found = find_checkpoints(path)
+        if not found:
+            raise ValueError(f"no checkpoint in {path}: {path / _STATE} does not exist")
+        path = found[-1]
     try:
-        text = json.dumps(state, indent=1, allow_nan=True)
-    except TypeError as error:
-        raise TypeError(
-            "checkpoints hold tensors, numbers, text, lists and dicts; an optimizer, scheduler or "
-            f"callback keeps something else in its state ({error})"
-        ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"epoch-{epoch:04}"
-    temporary = folder / f".{target.name}-{secrets.token_hex(6)}"
+        packed = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / _STATE} cannot be read: {error}") from error
+    if not isinstance(packed, dict) or packed.pop("format", None) != _FORMAT:
+        raise ValueError(f"{path / _STATE} is no {_FORMAT!r}")
     try:
-        temporary.mkdir()
-        _write(temporary / "tensors.safetensors", _safetensors().save(tensors))
-        _write(temporary / "state.json", text.encode())
-        temporary.replace(target)
-        _flush_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+        sums = packed.pop("sha256")
+        model, tensors = (_read_tensors(path / name, sums[name]) for name in _TENSORS)
+        state = {name: unpack(packed[name], tensors) for name in _ENTRIES}
+        return Checkpoint(path, {**model, **state["extra_state"]}, state)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / _STATE} is damaged: {error!r}") from error
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint in a folder, None if there is none."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+def _read_tensors(path: Path, expected: str) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if hashlib.sha256(data).hexdigest() != expected:
+        raise ValueError(f"{path} is damaged: it is not the file that state.json was written with")
+    tensors: dict[str, Tensor] = load(data)
+    return tensors
 
 
-def load_checkpoint(
-    path: Path, trainer: Trainer, loader: Iterable[Any]
-) -> tuple[int, Callable[[], None]]:
-    """Put a checkpoint into a trainer, whose ``fit`` has set the length of the run.
+def find_checkpoints(folder: Path | str) -> list[Path]:
+    """Return the checkpoints in a folder, in the order of their epochs."""
+    folder = Path(folder)
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    numbered = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    return [entry for _, entry in sorted((int(match[1]), entry) for match, entry in numbered)]
+
+
+@dataclass
+class CheckpointFolder:
+    """Where ``fit`` writes its checkpoints, how often, and how many it keeps.
 
     Args:
-        path: The checkpoint's folder.
-        trainer: Of the same model, optimizers, schedulers and callbacks.
-        loader: The training batches.
-
-    Returns:
-        The epochs that are done, and what restores the random states, to be called right before
-        training goes on.
-
-    Raises:
-        ValueError: If the checkpoint is damaged, or of another run; nothing is changed then, but
-            for weights if the optimizers differ.
+        folder: Holds ``epoch-0001`` and so on; made if it is missing.
+        every: Epochs between two of them; the last epoch always has one.
+        keep: How many of the latest stay.
     """
-    tensors, state = _read(path)
-    for name in ("total_steps", "steps_per_epoch"):
-        if state[name] != getattr(trainer, name):
+
+    folder: Path
+    every: int = 1
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        check_integer("every", self.every, minimum=1)
+        check_integer("keep", self.keep, minimum=1)
+        self.folder = Path(self.folder)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"checkpoints must be a folder, got the file {self.folder}")
+
+    def start(self, *, resumed: bool) -> None:
+        """Refuse to mix two runs, and remove what an earlier process left unfinished."""
+        found = find_checkpoints(self.folder)
+        if found and not resumed:
             raise ValueError(
-                f"{name} must be that of the checkpoint {path}, got {name}="
-                f"{getattr(trainer, name)} and saved {name}={state[name]}; resume with the same "
-                "epochs and loader"
+                f"checkpoints must be a folder without any of another run, got {self.folder} with "
+                f"{found[-1].name}; pass resume=True to go on, or another folder"
             )
-    try:
-        _restore(trainer, loader, tensors, state)
-    except (KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the checkpoint {path} is of another run: {error}") from error
-    return state["epochs_done"], lambda: _restore_random_states(loader, tensors, state)
+        wait_for_all()
+        if rank() == 0 and self.folder.is_dir():
+            for entry in self.folder.iterdir():
+                if _LEFTOVER.fullmatch(entry.name):
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def epoch_ended(self, trainer: Trainer, *loaders: object) -> None:
+        """Write a checkpoint if it is time, and remove the oldest.
+
+        Raises:
+            FloatingPointError: If the weights are not finite: nothing could go on from them.
+        """
+        epoch = len(trainer.history)
+        is_last = trainer.stop or trainer.batches_done >= trainer.total_steps
+        run_epoch = -(-trainer.batches_done // trainer.steps_per_epoch)
+        if run_epoch % self.every and not is_last:
+            return
+        if not all_finite(trainer.model):
+            raise FloatingPointError(trainer.fault("the weights are no longer finite"))
+        path = self.folder / f"epoch-{epoch:04d}"
+        save_checkpoint(trainer, path, *loaders)
+        trainer.last_checkpoint = path
+        if rank() == 0:
+            for old in find_checkpoints(self.folder)[: -self.keep]:
+                remove_folder(old)
 
 
-def _gather(trainer: Trainer, loader: Iterable[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors: dict[str, Tensor] = {}
-    state: dict[str, Any] = {
-        "step_count": trainer.step_count,
-        "batches_done": trainer.batches_done,
-        "total_steps": trainer.total_steps,
-        "steps_per_epoch": trainer.steps_per_epoch,
-        "train_seconds": trainer.train_seconds,
-        "nonfinite_steps": trainer.nonfinite_steps,
-        "history": trainer.history.rows,
-        "model": _split(trainer.model.state_dict(), "model", tensors),
-        "optimizers": [
-            _split(optimizer.state_dict(), f"optimizer.{place}", tensors)
-            for place, optimizer in enumerate(trainer.optimizers)
-        ],
-        "schedulers": [
-            _split(_state_of(scheduler), f"scheduler.{place}", tensors)
-            for place, scheduler in enumerate(trainer.schedulers)
-        ],
-        "callbacks": [
-            _split(_state_of(callback), f"callback.{place}", tensors)
-            for place, callback in enumerate(trainer.callbacks)
-        ],
-        "precision": trainer.precision.state_dict(),
-        "loader_epoch": getattr(loader, "epoch", None),
-        "python_random": random.getstate(),
-    }
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        for place, value in enumerate(torch.cuda.get_rng_state_all()):
-            tensors[f"random.cuda.{place}"] = value
-    for place, generator in enumerate(_generators(loader)):
-        tensors[f"random.loader.{place}"] = generator.get_state()
-    if "numpy" in sys.modules:
-        kind, keys, *rest = sys.modules["numpy"].random.get_state()
-        state["numpy_random"] = [kind, keys.tolist(), *rest]
-    return tensors, state
+def all_finite(model: nn.Module) -> bool:
+    """Whether every parameter is finite."""
+    values = [p.detach().isfinite().all() for p in model.parameters() if p.is_floating_point()]
+    return not values or bool(torch.stack(values).all())
 
 
-def _restore(
-    trainer: Trainer, loader: Iterable[Any], tensors: dict[str, Tensor], state: dict[str, Any]
-) -> None:
-    trainer.model.load_state_dict(_join(state["model"], tensors))
-    for name, things in (("optimizers", trainer.optimizers), ("schedulers", trainer.schedulers)):
-        if len(state[name]) != len(things):
-            raise ValueError(f"it has {len(state[name])} {name}, the trainer {len(things)}")
-    for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(_join(saved, tensors))
-    for scheduler, saved in zip(trainer.schedulers, state["schedulers"], strict=True):
-        if saved is not None:
-            scheduler.load_state_dict(_join(saved, tensors))  # type: ignore[attr-defined]
-    with_state = [saved for saved in state["callbacks"] if saved is not None]
-    able = [callback for callback in trainer.callbacks if _has_state(callback)]
-    if len(with_state) != len(able):
-        raise ValueError(f"it has {len(with_state)} callbacks with a state, got {len(able)}")
-    for callback, saved in zip(able, with_state, strict=True):
-        callback.load_state_dict(_join(saved, tensors))  # type: ignore[attr-defined]
-    trainer.precision.load_state_dict(state["precision"])
-    trainer.history.rows[:] = state["history"]
-    for name in ("step_count", "batches_done", "train_seconds", "nonfinite_steps"):
-        setattr(trainer, name, state[name])
-    if state["loader_epoch"] is not None and hasattr(loader, "set_epoch"):
-        loader.set_epoch(state["loader_epoch"])
-
-
-def _restore_random_states(
-    loader: Iterable[Any], tensors: dict[str, Tensor], state: dict[str, Any]
-) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    version, words, gauss = state["python_random"]
-    random.setstate((version, tuple(words), gauss))
-    cuda = [tensors[name] for name in tensors if name.startswith("random.cuda.")]
-    if cuda and torch.cuda.is_available() and torch.cuda.device_count() == len(cuda):
-        torch.cuda.set_rng_state_all(cuda)
-    for place, generator in enumerate(_generators(loader)):
-        if (saved := tensors.get(f"random.loader.{place}")) is not None:
-            generator.set_state(saved)
-    if "numpy_random" in state and "numpy" in sys.modules:
-        kind, keys, *rest = state["numpy_random"]
-        numpy = sys.modules["numpy"]
-        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
-
-
-def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """Move the tensors of a structure to ``tensors``; what is left is JSON."""
-    if isinstance(value, Tensor):
-        # A copy, as safetensors refuses two names for one memory.
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"tensor": name}
-    if isinstance(value, dict):
-        pairs = [[key, _split(v, f"{name}.{key}", tensors)] for key, v in value.items()]
-        return {"dict": pairs}
-    if isinstance(value, tuple):
-        return {"tuple": [_split(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]}
-    if isinstance(value, list):
-        return [_split(v, f"{name}.{i}", tensors) for i, v in enumerate(value)]
-    return value
-
-
-def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The structure that ``_split`` took apart."""
-    if isinstance(value, list):
-        return [_join(inner, tensors) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "tuple" in value:
-        return tuple(_join(inner, tensors) for inner in value["tuple"])
-    return {key: _join(inner, tensors) for key, inner in value["dict"]}
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    safetensors = _safetensors()
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = safetensors.load((path / "tensors.safetensors").read_bytes())
-        known = state["format"] == _FORMAT
-    # safetensors' error has a module of its own
-    except Exception as error:
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}: {error}); remove it to go "
-            "on from the one before"
-        ) from error
-    if not known:
-        raise ValueError(f"the checkpoint {path} has format {state['format']}, not {_FORMAT}")
-    return tensors, state
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]))
-
-
-def _generators(loader: object) -> Iterator[torch.Generator]:
-    """The generators that a ``DataLoader`` and its samplers own."""
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    for owner in (loader, *samplers):
-        if isinstance(generator := getattr(owner, "generator", None), torch.Generator):
-            yield generator
-
-
-def _has_state(thing: object) -> bool:
-    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
-
-
-def _state_of(thing: Any) -> Any:
-    return thing.state_dict() if _has_state(thing) else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("checkpoints need safetensors; pip install safetensors") from error
-    return safetensors.torch
+def choose_resume(resume: bool | Path | str, store: CheckpointFolder | None) -> Checkpoint | None:
+    """Return the checkpoint to go on from: the latest of the folder, or the one that is named."""
+    if resume is False:
+        return None
+    if resume is not True:
+        return read_checkpoint(resume)
+    if store is None:
+        raise ValueError("resume needs the folder of the checkpoints, got checkpoints=None")
+    return read_checkpoint(store.folder) if find_checkpoints(store.folder) else None

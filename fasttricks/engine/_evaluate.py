@@ -6,16 +6,18 @@ Shapes: images [N, C, H, W], logits [N, num_classes], targets [N].
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice
+from fasttricks.engine._distributed import collect
 from fasttricks.engine._precision import Precision
+from fasttricks.engine._totals import Metric
 
 TTA = ("none", "mirror", "translate", "mirror_translate")
 
@@ -29,12 +31,14 @@ class Evaluation:
         loss: Mean cross-entropy, without label smoothing.
         num_images: How many images there were.
         seconds: Time taken.
+        metrics: Other figures by name.
     """
 
     accuracy: float
     loss: float
     num_images: int
     seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def predict(
@@ -43,6 +47,7 @@ def predict(
     *,
     tta: str = "none",
     precision: Precision | str = "fp32",
+    dealt: bool = False,
 ) -> Tensor:
     """Return the logits of every image, in order, with the model in evaluation mode.
 
@@ -54,6 +59,8 @@ def predict(
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both.
         precision: How to compute, a ``Precision`` or its name; "fp32" by default.
+        dealt: The batches are every n-th of those that n processes share; the result is that of
+            all. Off by default.
 
     Returns:
         Logits [N, num_classes] in fp32.
@@ -64,7 +71,7 @@ def predict(
     Reference:
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
     """
-    return _predict(model, batches, tta, precision)[0]
+    return _predict(model, batches, tta, precision, dealt)[0]
 
 
 def evaluate(
@@ -73,17 +80,27 @@ def evaluate(
     *,
     tta: str = "none",
     precision: Precision | str = "fp32",
+    metrics: Mapping[str, Metric] | None = None,
+    dealt: bool = False,
 ) -> Evaluation:
-    """Measure accuracy and loss over all images; the arguments are those of ``predict``."""
+    """Measure accuracy and loss over all images; the arguments are those of ``predict``.
+
+    ``metrics`` are functions by name of all logits and targets, each of which returns a number.
+    """
     start = time.perf_counter()
-    logits, targets = _predict(model, batches, tta, precision)
+    logits, targets = _predict(model, batches, tta, precision, dealt)
     accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
     loss = F.cross_entropy(logits, targets).item()
-    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start)
+    figures = {name: float(metric(logits, targets)) for name, metric in (metrics or {}).items()}
+    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start, figures)
 
 
 def _predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], tta: str, precision: Precision | str
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    tta: str,
+    precision: Precision | str,
+    dealt: bool,
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets of all batches."""
     check_choice("tta", tta, TTA)
@@ -96,6 +113,8 @@ def _predict(
             with precision.forward_context():
                 logits.append(_averaged_logits(model, images, tta))
             targets.append(labels)
+    if dealt:
+        logits, targets = collect(logits), collect(targets)
     if not logits:
         raise ValueError("batches must hold at least one batch, got none")
     return torch.cat(logits), torch.cat(targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fasttricks.engine._files import replacing, write_json
 
@@ -72,6 +72,18 @@ class History:
     def to_json(self, path: Path | str) -> None:
         """Write the rows as a JSON list of objects."""
         write_json(path, self.rows)
+
+    def to_pandas(self) -> Any:
+        """Return a pandas ``DataFrame``, one row an epoch, NaN where there is no value.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError("to_pandas needs pandas; pip install pandas") from error
+        return DataFrame(self.rows, columns=self.columns)
 
     def plot(self) -> Figure:
         """Draw loss, accuracy and learning rate against the updates; needs matplotlib."""

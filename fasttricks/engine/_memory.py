@@ -1,39 +1,56 @@
-"""What to do when a device's memory runs out."""
+"""When memory runs out in a step: put back what the step had changed, and compute less at once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+_WORDS = ("out of memory", "can't allocate memory", "defaultcpuallocator", "alloc_failed")
+
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error says that a device's memory ran out, in the words of any backend."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in text for words in ("out of memory", "can't allocate memory", "alloc_failed")
-    )
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _WORDS)
 
 
-class Snapshot:
-    """What a step that fails half-way has changed: buffers and random states.
+class Undo:
+    """What forward passes change besides gradients, batch-norm statistics and random states, kept.
 
     Args:
-        model: Its buffers, such as batch norm's statistics.
-        device: The device whose random state counts, beside the CPU's.
+        model: Its buffers.
+        device: Its random state, and the CPU's.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self._model = model
         self._device = device
-        self._buffers: list[tuple[Tensor, Tensor]] = [(b, b.clone()) for b in model.buffers()]
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        self._buffers: list[Tensor] = []
+        self._copies: list[Tensor] = []
+        self._random: list[Tensor] = []
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put everything back, and give free memory back to the device."""
-        for buffer, before in self._buffers:
-            buffer.copy_(before)
-        torch.set_rng_state(self._cpu)
-        if self._cuda is not None:
-            torch.cuda.set_rng_state(self._cuda, self._device)
-            torch.cuda.empty_cache()
+    def keep(self) -> None:
+        """Keep the present state."""
+        buffers = list(self._model.buffers())
+        if not _same(buffers, self._buffers):
+            self._buffers, self._copies = buffers, [torch.empty_like(b) for b in buffers]
+        if buffers:
+            torch._foreach_copy_(self._copies, buffers)
+        self._random = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            self._random.append(torch.cuda.get_rng_state(self._device))
+
+    @torch.no_grad()
+    def restore(self, *, random: bool = True) -> None:
+        """Put the kept state back, that of random numbers only if asked for."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._copies)
+        if random:
+            torch.set_rng_state(self._random[0])
+            if self._device.type == "cuda":
+                torch.cuda.set_rng_state(self._random[1], self._device)
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

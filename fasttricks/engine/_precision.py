@@ -76,7 +76,7 @@ class Precision:
         # no update, so all are unscaled first, and all step or none does.
         for optimizer in optimizers:
             self._scaler.unscale_(optimizer)
-        stepped = _gradients_are_finite(optimizers)
+        stepped = gradients_are_finite(optimizers)
         if stepped:
             _clip(optimizers, max_norm)
             for optimizer in optimizers:
@@ -103,7 +103,8 @@ def _clip(optimizers: Sequence[Optimizer], max_norm: float | None) -> None:
         clip_grad_norm_([p for group in groups for p in group["params"]], max_norm)
 
 
-def _gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
+def gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
+    """Whether no gradient holds a NaN or an infinity."""
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())

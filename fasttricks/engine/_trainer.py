@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,19 +14,36 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks._checks import check_choice, check_integer, check_positive
+from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.engine._callbacks import Callback
-from fasttricks.engine._checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from fasttricks.engine._checkpoint import (
+    CheckpointFolder,
+    choose_resume,
+    read_checkpoint,
+    save_checkpoint,
+    settings_of,
+)
+from fasttricks.engine._distributed import (
+    check_shared,
+    deal,
+    rank,
+    set_sampler_epoch,
+    world_size,
+)
 from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
+from fasttricks.engine._gradients import Batch, Gradients, Loss, clear_gradients
 from fasttricks.engine._history import History, Value
-from fasttricks.engine._memory import Snapshot, is_out_of_memory
-from fasttricks.engine._precision import Precision
+from fasttricks.engine._precision import Precision, gradients_are_finite
 from fasttricks.engine._progress import Progress
+from fasttricks.engine._speed import check_tf32, tf32_matmul, use_fused
+from fasttricks.engine._totals import Metric, Totals, check_names
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.schedules import Schedule
 
-Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["Batch", "Loss", "Scheduler", "Trainer"]
+
+# Looking at the loss makes the host wait for a GPU: every so many updates, and at an epoch's end.
+_LOOK_EVERY = 20
 
 
 class Scheduler(Protocol):
@@ -51,29 +68,39 @@ class Trainer:
             or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
+        label_smoothing: Share of the target that the cross-entropy spreads over all classes, 0 to
+            1; 0 by default, and only without a ``loss`` of your own.
+        metrics: Functions by name that map (outputs, targets) to a mean over the images; they
+            become columns of the history, with ``val_`` before the name for those of ``val``.
         precision: "auto" (default), "fp32", "bf16", "fp16", or a ``Precision``.
         channels_last: Compute in channels_last memory format; on by default.
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
-        grad_clip: Largest norm of the gradients of all parameters together; larger ones are scaled
-            down to it. Not clipped by default.
-        nonfinite: "raise" (default) ends the run when the loss is NaN or infinite; "skip" leaves
-            out that update, with weights, statistics and schedules as they were, at the price of
-            waiting for the device in every update.
+        grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
+        select: Share of each batch that is trained on, above 0 to 1: a forward pass without
+            gradients finds the images with the highest losses. Needs a loss with a ``reduction``.
+        nonfinite: What a NaN or infinite loss does: "raise" (default) ends ``fit``, "skip" leaves
+            that update out, also for gradients that are not finite, with weights, statistics and
+            schedules as they were, at the price of waiting for the device in every update.
         oom: What an update does that runs out of memory: "halve" (default) the micro-batch, with a
             warning, and start over with nothing lost, or "raise".
-        compile: Train through ``torch.compile``, True for its usual backend or a backend's name;
-            every image size is compiled for itself. Evaluation runs the module as it is.
+        compile: Train through ``torch.compile``: True, or a mode or backend by name; every image
+            size is compiled for itself. Evaluation runs the module as it is. Off by default.
+        fused: Use the fused implementation of the optimizers that have one; off by default.
+        tf32: Multiply fp32 matrices in TF32, on CUDA; off by default.
+        cuda_graph: Replay forward and backward pass from a CUDA graph; off by default.
         callbacks: ``Callback`` objects, called in order.
         progress: Show a live display on a terminal, else a line an epoch; on by default.
 
     Attributes:
         history: Rows of all epochs so far.
         step_count: Updates so far, over all calls of ``fit``.
-        nonfinite_steps: Updates left out for their loss, with ``nonfinite="skip"``.
-        stop: Set it in ``on_epoch_end`` to end the run there, as ``EarlyStop`` does.
+        nonfinite_steps: Updates left out for their numbers, with ``nonfinite="skip"``.
+        stop: Set it to end ``fit`` after the epoch.
+        last_checkpoint: The folder of the last checkpoint that was written or loaded, or None.
 
     Raises:
-        ValueError: If an argument is out of its range or the model's precision is not available.
+        ValueError: If an argument is out of its range, or the model's device cannot do what is
+            asked for.
         TypeError: If an optimizer or callback is none.
 
     Example:
@@ -83,6 +110,10 @@ class Trainer:
         >>> batches = [(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))]
         >>> len(trainer.fit(batches, epochs=3))
         3
+
+    Reference:
+        ``select``: Jiang et al. 2019, "Accelerating deep learning by focusing on the biggest
+        losers" (arXiv 1910.00762), with the highest losses of a batch in place of a random choice.
     """
 
     def __init__(
@@ -93,13 +124,19 @@ class Trainer:
         lr: Schedule | None = None,
         schedulers: Sequence[Scheduler] = (),
         loss: Loss | None = None,
+        label_smoothing: float = 0.0,
+        metrics: Mapping[str, Metric] | None = None,
         precision: Precision | str = "auto",
         channels_last: bool = True,
         micro_batch_size: int | None = None,
         grad_clip: float | None = None,
+        select: float = 1.0,
         nonfinite: Literal["raise", "skip"] = "raise",
         oom: Literal["halve", "raise"] = "halve",
         compile: bool | str = False,
+        fused: bool = False,
+        tf32: bool = False,
+        cuda_graph: bool = False,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -112,49 +149,58 @@ class Trainer:
             check_positive("grad_clip", grad_clip)
         check_choice("nonfinite", nonfinite, ("raise", "skip"))
         check_choice("oom", oom, ("halve", "raise"))
-        self.model = model
-        self._compiled: Callable[[Tensor], Tensor] = model
-        if compile:
-            backend = compile if isinstance(compile, str) else "inductor"
-            check_choice(
-                "compile", backend, [*torch.compiler.list_backends(()), "eager", "aot_eager"]
+        check_fraction("label_smoothing", label_smoothing)
+        if loss is not None and label_smoothing:
+            raise ValueError(
+                f"label_smoothing must be left to the loss that is given, got "
+                f"label_smoothing={label_smoothing}"
             )
-            self._compiled = torch.compile(model, backend=backend, dynamic=False)
+        self.metrics = dict(metrics or {})
+        check_names(self.metrics)
+        self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.loss = loss or nn.CrossEntropyLoss()
+        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         if isinstance(precision, str):
             precision = Precision(precision, device=self.device)
         self.precision = precision
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.micro_batch_size = micro_batch_size
+        self.grad_clip = grad_clip
+        self.nonfinite, self.oom = nonfinite, oom
+        self.compile, self.tf32 = compile, tf32
+        if tf32:
+            check_tf32(self.device)
+        if fused:
+            use_fused(self.optimizers)
         if channels_last:
             model.to(memory_format=torch.channels_last)
+        self._gradients = Gradients(
+            model, self.loss, compile=compile, select=select, cuda_graph=cuda_graph
+        )
         self.schedulers: list[Scheduler] = list(schedulers)
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
-        self.micro_batch_size = micro_batch_size
-        self.grad_clip = grad_clip
-        self.nonfinite = nonfinite
-        self.nonfinite_steps = 0
-        self.oom = oom
-        # Batches whose step did not run out of memory need no way back.
-        self._fitting: set[tuple[torch.Size, int | None]] = set()
-        self.callbacks = [*callbacks, *([Progress()] if progress else [])]
+        self.settings = [settings_of(one) for one in self.optimizers]
+        self.callbacks = [*callbacks, *([Progress()] if progress and rank() == 0 else [])]
         self.history = History()
-        self.step_count = 0
+        self.step_count = self.nonfinite_steps = 0
         self.train_seconds = 0.0
         self.epoch_lr = self.lr
         self.epochs: float = 0
-        self.total_steps = 0
-        self.steps_per_epoch = 0
-        self.batches_done = 0
+        self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
         self.last_checkpoint: Path | None = None
-        self.totals = _Totals(self.device)
+        self.totals = Totals(self.device, self.metrics)
 
     @property
     def lr(self) -> float:
         """The next update's learning rate, of the first group of the first optimizer."""
         return float(self.optimizers[0].param_groups[0]["lr"])
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates left out so far: overflows of fp16, and what ``nonfinite="skip"`` skipped."""
+        return self.precision.skipped_steps + self.nonfinite_steps
 
     def step(self, batch: Batch) -> Tensor:
         """Make one update from a batch, images [N, C, H, W] and targets [N]; return its mean loss.
@@ -168,62 +214,22 @@ class Trainer:
         images, targets = self._to_device(batch)
         if not len(images):
             raise ValueError("batch must hold at least one image, got an empty one")
-        # What an interrupted step left behind must not enter this one.
-        self._clear_gradients()
-        fits = (images.shape, self.micro_batch_size) in self._fitting
-        before = None if fits and self.nonfinite == "raise" else Snapshot(self.model, self.device)
-        while True:
-            try:
-                total, seen = self._forward_and_backward(images, targets)
-                break
-            except RuntimeError as error:
-                part_size = min(self.micro_batch_size or len(images), len(images))
-                if self.oom == "raise" or part_size == 1 or not is_out_of_memory(error):
-                    raise
-            # Out of the handler, so that the error's frames hold no tensor any more.
-            self._clear_gradients()
-            if before is not None:
-                before.restore()
-            self.micro_batch_size = part_size // 2
-            warnings.warn(
-                f"memory ran out with {part_size} images at once; micro_batch_size is now "
-                f"{self.micro_batch_size}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._fitting.add((images.shape, self.micro_batch_size))
-        if self.nonfinite == "skip" and not bool(total.isfinite()):
-            if before is not None:
-                before.restore()
-            self._clear_gradients()
+        with tf32_matmul() if self.tf32 else nullcontext():
+            loss, counted = self._gradients.fill(self, images, targets)
+        if self.nonfinite == "skip" and not self._is_finite(loss):
+            self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
-            return total
-        for part_seen in seen:
-            self.totals.add(*part_seen)
+            return loss
+        for part in counted:
+            self.totals.add(*part)
+        if world_size() > 1:
+            self.totals.add_fault(loss)
         if self.precision.step(self.optimizers, max_norm=self.grad_clip):
             self.step_count += 1
             for scheduler in self.schedulers:
                 scheduler.step()
-        self._clear_gradients()
-        return total
-
-    def _forward_and_backward(
-        self, images: Tensor, targets: Tensor
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
-        """Accumulate the gradients of a batch, part by part: its mean loss, and each part's."""
-        total = torch.zeros((), device=self.device)
-        part_size = self.micro_batch_size or len(images)
-        seen = []
-        for part, part_targets in zip(
-            images.split(part_size), targets.split(part_size), strict=True
-        ):
-            with self.precision.forward_context():
-                outputs = self._compiled(part)
-            loss = self.loss(outputs.float(), part_targets)
-            self.precision.backward(loss * (len(part) / len(images)))
-            total += loss.detach() * (len(part) / len(images))
-            seen.append((loss.detach(), outputs.detach(), part_targets))
-        return total, seen
+        clear_gradients(self.optimizers)
+        return loss
 
     def fit(
         self,
@@ -234,7 +240,7 @@ class Trainer:
         checkpoints: Path | str | None = None,
         every: int = 1,
         keep: int = 2,
-        resume: bool = False,
+        resume: bool | Path | str = False,
     ) -> History:
         """Train for a number of epochs and return the history.
 
@@ -243,15 +249,17 @@ class Trainer:
                 ``DeviceLoader``, a ``DataLoader``, a list.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
-            checkpoints: Folder for checkpoints; none are written by default.
-            every: Epochs from one to the next; the run's end has one in any case.
-            keep: How many stay, the newest ones.
-            resume: Go on from the newest checkpoint in the folder, with the same weights in the end
-                as a run that was never interrupted; from the start if there is none.
+            checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
+            every: Epochs between two of them, at least 1; the last epoch always has one.
+            keep: How many of the latest stay; 2 by default.
+            resume: Go on from the latest of ``checkpoints``, or start if there is none; or the path
+                of a checkpoint. The run ends as it would have without the interruption, bit for
+                bit.
 
         Raises:
-            ValueError: If ``epochs`` is not positive, ``train`` is empty, the checkpoint is damaged
-                or of another run, or there is one without ``resume``.
+            ValueError: If a number is out of its range, ``train`` is empty, ``checkpoints`` holds
+                those of another run, or a checkpoint is damaged, of another model, or of optimizers
+                or schedules with other numbers.
             TypeError: If ``train`` has no length.
             FloatingPointError: If the loss is NaN or infinite.
         """
@@ -262,52 +270,71 @@ class Trainer:
             )
         if not len(train):
             raise ValueError("train must hold at least one batch, got an empty loader")
+        check_shared(train, val, cuda_graph=self._gradients.graph is not None)
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
         self.total_steps = max(1, round(epochs * len(train)))
-        self.stop = False
-        check_integer("every", every, minimum=1)
-        check_integer("keep", keep, minimum=1)
-        folder = None if checkpoints is None else Path(checkpoints)
-        if resume and folder is None:
-            raise ValueError("resume needs the folder of the checkpoints, got checkpoints=None")
-        done, go_on = 0, None
-        last = math.ceil(self.total_steps / len(train))
-        if folder is not None and (path := latest_checkpoint(folder)) is not None:
-            if not resume:
-                raise ValueError(
-                    f"checkpoints must be a folder without any of another run, got {folder} with "
-                    f"{path.name}; pass resume=True to go on, or another folder"
-                )
-            done, go_on = load_checkpoint(path, self, train)
-            self.last_checkpoint = path
+        self.stop, self.last_checkpoint = False, None
+        store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
+        resumed = choose_resume(resume, store)
+        if store is not None:
+            store.start(resumed=resumed is not None)
+        if resumed is not None:
+            resumed.check(self)
+            resumed.restore_fit(self, train, val)
+            resumed.restore(self)
         try:
             self._call("on_fit_start")
-            if go_on is not None:
-                go_on()
-            for epoch in range(done + 1, last + 1):
-                self._train_epoch(train)
-                self._end_epoch(len(self.history) + 1, val)
-                if folder is not None and (epoch % every == 0 or epoch == last or self.stop):
-                    self.last_checkpoint = save_checkpoint(
-                        folder, self, train, epoch=epoch, keep=keep
-                    )
+            if resumed is not None:
+                resumed.restore_callbacks(self)
+                resumed.restore_random_states()
+            for _ in range(math.ceil((self.total_steps - self.batches_done) / len(train))):
                 if self.stop:
                     break
+                self._train_epoch(train)
+                self._end_epoch(len(self.history) + 1, val)
+                if store is not None:
+                    store.epoch_ended(self, train, val)
         finally:
             self._call("on_fit_end")
         return self.history
 
     def evaluate(self, batches: Iterable[Batch], *, tta: str = "none") -> Evaluation:
-        """Measure accuracy and loss; see ``fasttricks.engine.evaluate``."""
+        """Measure accuracy, loss and metrics; see ``fasttricks.engine.evaluate``."""
         check_choice("tta", tta, TTA)
-        batches = map(self._to_device, batches)
-        return evaluate(self.model, batches, tta=tta, precision=self.precision)
+        return evaluate(
+            self.model,
+            map(self._to_device, deal(batches)),
+            tta=tta,
+            precision=self.precision,
+            metrics=self.metrics,
+            dealt=True,
+        )
 
     def predict(self, batches: Iterable[Batch], *, tta: str = "none") -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
         check_choice("tta", tta, TTA)
-        batches = map(self._to_device, batches)
-        return predict(self.model, batches, tta=tta, precision=self.precision)
+        batches = map(self._to_device, deal(batches))
+        return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+
+    def save(self, path: Path | str) -> None:
+        """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all."""
+        save_checkpoint(self, path)
+
+    def load(self, path: Path | str) -> None:
+        """Put back what a checkpoint holds: model, optimizers, schedules, history, random states.
+
+        The optimizers' numbers become the saved ones; to go on with others, set them afterwards.
+
+        Args:
+            path: The folder of a checkpoint, or one that holds several, of which the latest counts.
+
+        Raises:
+            ValueError: If there is none, or it is damaged or of another model or optimizer.
+        """
+        checkpoint = read_checkpoint(path)
+        checkpoint.restore(self)
+        checkpoint.restore_callbacks(self)
+        checkpoint.restore_random_states()
 
     def describe(self) -> dict[str, Any]:
         """Return the settings of this trainer in words, for a run's record."""
@@ -318,35 +345,44 @@ class Trainer:
             "label_smoothing": getattr(self.loss, "label_smoothing", 0.0),
             "precision": self.precision.name,
             "micro_batch_size": self.micro_batch_size,
-            "grad_clip": self.grad_clip,
-            "compiled": self._compiled is not self.model,
-            "skipped_steps": self.precision.skipped_steps + self.nonfinite_steps,
             "channels_last": self.memory_format is torch.channels_last,
+            "grad_clip": self.grad_clip,
+            "select": self._gradients.select,
+            "nonfinite": self.nonfinite,
+            "skipped_steps": self.skipped_steps,
+            "compiled": self.compile,
+            "tf32": self.tf32,
+            "cuda_graph": self._gradients.graph is not None,
+            "processes": world_size(),
             "optimizers": [repr(optimizer) for optimizer in self.optimizers],
             "schedules": [repr(scheduler) for scheduler in self.schedulers],
         }
 
     def _train_epoch(self, train: Iterable[Batch]) -> None:
         self._call("on_epoch_start")
-        self.totals = _Totals(self.device)
+        self.totals = Totals(self.device, self.metrics)
         self.model.train()
+        set_sampler_epoch(train, len(self.history))
         start = time.perf_counter()
-        left = self.total_steps - self.batches_done
+        done, left = self.batches_done, self.total_steps - self.batches_done
         # A whole epoch is iterated to its end, where loaders move on to the next one.
         for batch in train if left >= self.steps_per_epoch else islice(train, left):
             self._call("on_step_start")
             self.epoch_lr = self.lr
             self.step(batch)
             self.batches_done += 1
-            # On a CPU the loss is there to look at; elsewhere looking at it would stall the device.
-            if self.device.type == "cpu":
+            # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
+            if self.device.type == "cpu" or self.batches_done % _LOOK_EVERY == 0:
                 self._check_loss()
             self._call("on_step_end")
-        if not self.totals.images:
+        if self.batches_done == done:
             raise ValueError("train must yield batches anew each epoch, got none in this one")
         self._check_loss()  # waits for the device, so that the time below is that of finished work
         self.totals.seconds = time.perf_counter() - start
         self.train_seconds += self.totals.seconds
+        self.totals.reduce()
+        if not self.totals.images:
+            raise FloatingPointError(self.fault("no loss of the whole epoch was finite"))
 
     def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
         totals = self.totals
@@ -356,28 +392,43 @@ class Trainer:
             "lr": self.epoch_lr,
             "loss": totals.loss,
             "accuracy": totals.accuracy,
+            **totals.metrics,
             "images_per_second": totals.images / totals.seconds,
             "train_seconds": self.train_seconds,
         }
+        if self.precision.name == "fp16" or self.nonfinite == "skip":
+            row["skipped_steps"] = self.skipped_steps
         if val is not None:
             result = self.evaluate(val)
             row |= {
                 "val_loss": result.loss,
                 "val_accuracy": result.accuracy,
+                **{f"val_{name}": value for name, value in result.metrics.items()},
                 "eval_seconds": result.seconds,
             }
         self.history.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
 
+    def _is_finite(self, loss: Tensor) -> bool:
+        # An overflow of fp16's gradients is for the scaler to see, which lowers its scale then.
+        return bool(loss.isfinite()) and (
+            self.precision.name == "fp16" or gradients_are_finite(self.optimizers)
+        )
+
     def _check_loss(self) -> None:
-        if not math.isfinite(self.totals.loss):
-            saved = self.last_checkpoint
-            raise FloatingPointError(
-                f"the loss became {self.totals.loss} at update {self.step_count} with "
-                f"lr={self.epoch_lr:g}; lower the learning rate, or use precision='fp32'"
-                + ("" if saved is None else f"; the last checkpoint is {saved}")
-            )
+        loss = self.totals.loss
+        if not math.isfinite(loss):
+            raise FloatingPointError(self.fault(f"the loss became {loss}"))
+
+    def fault(self, what: str) -> str:
+        """Return the message of an error of the numbers: what, where, and from where to go on."""
+        saved = self.last_checkpoint
+        return (
+            f"{what} at update {self.step_count} with lr={self.epoch_lr:g}; lower the learning "
+            "rate, or use precision='fp32'"
+            + (f"; the last checkpoint is {saved}" if saved is not None else "")
+        )
 
     def _to_device(self, batch: Batch) -> Batch:
         images, targets = batch
@@ -390,45 +441,9 @@ class Trainer:
             )
         return images.to(self.device), targets.to(self.device)
 
-    def _clear_gradients(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        self.model.zero_grad(set_to_none=True)
-
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self)
-
-
-class _Totals:
-    """Sums over an epoch, kept on the device until they are asked for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.images = 0
-        self.seconds = 0.0
-        self._loss = torch.zeros((), device=device)
-        self._correct = torch.zeros((), device=device, dtype=torch.int64)
-
-    def add(self, loss: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Count a batch: its mean loss, and how many outputs have their maximum at the target.
-
-        Soft targets [N, num_classes] count by their largest class.
-        """
-        if targets.ndim > 1:
-            targets = targets.argmax(1)
-        self.images += len(targets)
-        self._loss += loss * len(targets)
-        self._correct += (outputs.argmax(1) == targets).sum()
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over the images so far."""
-        return self._loss.item() / max(self.images, 1)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of images so far whose largest output was their class."""
-        return self._correct.item() / max(self.images, 1)
 
 
 def _check_types(name: str, values: Sequence[object], expected: type) -> None:

@@ -1,9 +1,11 @@
-"""Checkpoints: a resumed run is the uninterrupted one, bit for bit; a crash leaves a whole one."""
+"""Checkpoints: a run that goes on ends as one that was never interrupted; files whole or not."""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,214 +13,648 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fasttricks import (
-    CyclicLR,
-    DeviceLoader,
-    ImageSet,
-    Muon,
-    Normalize,
-    RandomHorizontalFlip,
-    Trainer,
-    WeightAverage,
-    one_cycle,
-    split_for_muon,
-)
-from fasttricks.engine import Callback, _checkpoint
+import fasttricks as ft
+from fasttricks.engine import Callback, Precision, Trainer, WeightAverage
+from fasttricks.engine import _checkpoint as checkpoint_module
+from fasttricks.engine import _files as files_module
+from fasttricks.engine._files import replacing_folder
+from fasttricks.engine._tree import pack, unpack
+from fasttricks.lr_scheduler import ScheduledGroups
+from fasttricks.optim import Muon
+from fasttricks.schedules import one_cycle
+
+EPOCHS, BATCHES = 4, 3
+TIMES = {"images_per_second", "train_seconds", "eval_seconds"}
 
 
 class Noise(nn.Module):
-    """Draws from every global generator, so that a state that is not restored shows."""
+    """Draws from every generator there is, so that each must be where it was."""
 
     def forward(self, x):
-        if not self.training:
-            return x
-        number = random.random() + float(np.random.rand())  # noqa: NPY002
-        return x + 0.01 * number * torch.randn_like(x)
+        if self.training:
+            x = x + 0.1 * random.random() + 0.1 * float(np.random.rand())  # noqa: NPY002
+        return x
 
 
-class Crash(Callback):
-    """Raise in the middle of an epoch."""
+class Drift(Callback):
+    """A callback whose state moves the training."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self):
+        self.total = torch.zeros(())
+
+    def on_fit_start(self, trainer):
+        self.total = torch.zeros(())
 
     def on_step_end(self, trainer):
-        if trainer.batches_done == self.step:
-            raise KeyboardInterrupt
+        self.total += trainer.totals.loss
+        with torch.no_grad():
+            trainer.model[-1].bias.add_(0.001 * self.total)
+
+    def state_dict(self):
+        return {"total": self.total}
+
+    def load_state_dict(self, state):
+        self.total.copy_(state["total"])
 
 
-def make_loader(kind):
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(24) % 3
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        Noise(),
+        nn.CELU(),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(4 * 36, 5),
+    )
+
+
+def make_optimizers(kind, model):
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    steps = EPOCHS * BATCHES
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+        return optimizer, [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, steps)]
+    if kind == "plain":
+        return torch.optim.SGD(model.parameters(), lr=0.05), []
+    if kind == "adamw":
+        optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+        scheduler = ScheduledGroups(optimizer, {"lr": one_cycle(0.01, steps)})
+        return optimizer, [scheduler]
+    muon = Muon(matrices, lr=0.05)
+    sgd = torch.optim.SGD(vectors, lr=0.05, momentum=0.5)
+    milestones = torch.optim.lr_scheduler.MultiStepLR(sgd, [2, 5], gamma=0.5)
+    return [muon, sgd], [ScheduledGroups(muon, {"lr": one_cycle(0.05, steps)}), milestones]
+
+
+def make_trainer(kind="sgd", **options):
+    model = make_model()
+    optimizers, schedulers = make_optimizers(kind, model)
+    options = {"precision": "fp32", "progress": False, "callbacks": [Drift()], **options}
+    return Trainer(model, optimizers, schedulers=schedulers, **options)
+
+
+def make_loader(kind="device"):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (BATCHES * 8, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(BATCHES * 8) % 5
     if kind == "device":
-        data = ImageSet(pixels, labels, classes=("a", "b", "c"), name="noise")
-        transforms = [RandomHorizontalFlip(), Normalize(0.5, 0.25)]
-        return DeviceLoader(data, batch_size=8, transforms=transforms, shuffle=True)
-    own = torch.Generator().manual_seed(7) if kind == "generator" else None
-    dataset = TensorDataset(pixels.float() / 255, labels)
-    return DataLoader(dataset, batch_size=8, shuffle=True, generator=own)
+        image_set = ft.ImageSet(pixels, labels, classes=tuple("abcde"), name="noise")
+        transforms = [ft.RandomTranslate(1), ft.Normalize(0.5, 0.25)]
+        return ft.DeviceLoader(image_set, batch_size=8, transforms=transforms, shuffle=True)
+    data = TensorDataset(pixels.float() / 255, labels)
+    own = torch.Generator().manual_seed(3) if kind == "generator" else None
+    return DataLoader(data, batch_size=8, shuffle=True, generator=own)
 
 
-def make_trainer(name, *more):
-    torch.manual_seed(1)
-    random.seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    model = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), Noise(), nn.Flatten(), nn.Linear(144, 3)
-    )
-    options = {}
-    if name == "SGD":
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        options["lr"] = one_cycle(0.1, 12)
-    elif name == "AdamW":
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-        options["schedulers"] = [CyclicLR(optimizer, 0.001, 0.01, step_size_up=3)]
-    else:
-        muon, rest = split_for_muon(model)
-        optimizer = [Muon(muon, lr=0.02), torch.optim.SGD(rest, lr=0.1, momentum=0.9)]
-        torch_scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer[1], 0.9)
-        options["schedulers"] = [torch_scheduler]
-    callbacks = [WeightAverage(decay=0.8), *more]
-    return Trainer(
-        model, optimizer, precision="fp32", progress=False, callbacks=callbacks, **options
-    )
+@pytest.fixture(autouse=True)
+def seeded():
+    """The generators of the process as they were, and a beginning that is always the same."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
 
 
-def without_times(history):
-    timed = ("images_per_second", "train_seconds", "eval_seconds")
-    return [{k: v for k, v in row.items() if k not in timed} for row in history.rows]
+def everything(trainer):
+    """All that must be equal at the end of two runs: rows, tensors, numbers, the next draws."""
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in trainer.history.rows]
+    tensors = dict(trainer.model.state_dict())
+    for number, optimizer in enumerate(trainer.optimizers):
+        pack(optimizer.state_dict(), tensors, f"optimizer {number}")
+    numbers = [
+        [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        for optimizer in trainer.optimizers
+    ]
+    draws = torch.rand(2).tolist(), random.random(), float(np.random.rand())  # noqa: NPY002
+    return rows, tensors, repr(numbers), draws, trainer.step_count, trainer.lr
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+def assert_equal(one, other, draws=True):
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        assert torch.equal(value, other[1][name]), name
+    assert one[0] == other[0]
+    assert (one[2], *one[4:]) == (other[2], *other[4:])
+    assert not draws or one[3] == other[3]
+
+
+class BrokenOffError(Exception):
+    pass
+
+
+class BreakAt(Callback):
+    """Ends the process, as it were, in the middle of the epoch after the given one."""
+
+    def __init__(self, epoch):
+        self.steps = epoch * BATCHES + 1
+
+    def on_step_end(self, trainer):
+        if trainer.step_count == self.steps:
+            raise BrokenOffError
+
+
+def interrupted_and_resumed(folder, epoch, kind="sgd", loader="device", **options):
+    options.setdefault("callbacks", list)
+    callbacks = options.pop("callbacks")
+    broken = make_trainer(kind, callbacks=[*callbacks(), Drift(), BreakAt(epoch)], **options)
+    val = make_loader()
+    with pytest.raises(BrokenOffError):
+        broken.fit(make_loader(loader), EPOCHS, val=val, checkpoints=folder)
+    # A new process knows nothing of the old one's generators.
+    torch.manual_seed(99)
+    random.seed(99)
+    np.random.seed(99)  # noqa: NPY002
+    trainer = make_trainer(kind, callbacks=[*callbacks(), Drift()], **options)
+    trainer.fit(make_loader(loader), EPOCHS, val=make_loader(), checkpoints=folder, resume=True)
+    return trainer
+
+
+def uninterrupted(kind="sgd", loader="device", **options):
+    callbacks = options.pop("callbacks", list)
+    trainer = make_trainer(kind, callbacks=[*callbacks(), Drift()], **options)
+    trainer.fit(make_loader(loader), EPOCHS, val=make_loader())
+    return trainer
+
+
+def reseed():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("epoch", range(1, EPOCHS))
+def test_a_run_resumed_after_any_epoch_ends_as_an_uninterrupted_one(tmp_path, epoch):
+    resumed = everything(interrupted_and_resumed(tmp_path, epoch))
+    reseed()
+    assert_equal(resumed, everything(uninterrupted()))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_optimizers_and_schedulers_of_all_kinds_go_on(tmp_path, kind, precision):
+    resumed = everything(interrupted_and_resumed(tmp_path, 2, kind, precision=precision))
+    reseed()
+    assert_equal(resumed, everything(uninterrupted(kind, precision=precision)))
+
+
+@pytest.mark.parametrize("loader", ["global", "generator"])
+def test_a_data_loader_goes_on_in_its_order(tmp_path, loader):
+    resumed = everything(interrupted_and_resumed(tmp_path, 2, loader=loader))
+    reseed()
+    assert_equal(resumed, everything(uninterrupted(loader=loader)))
+
+
+def test_an_average_of_weights_goes_on(tmp_path):
+    def callbacks():
+        return [WeightAverage(decay=0.8)]
+
+    resumed = everything(interrupted_and_resumed(tmp_path, 2, callbacks=callbacks))
+    reseed()
+    assert_equal(resumed, everything(uninterrupted(callbacks=callbacks)))
+
+
+def test_the_scale_of_fp16_goes_on(tmp_path):
+    def precision(scale):
+        precision = Precision("fp32")  # with a scaler, which runs on the CPU as well
+        precision._scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
+        return precision
+
+    trainer = make_trainer(precision=precision(4.0))
+    trainer.fit(make_loader(), 1)
+    trainer.precision.skipped_steps = 3
+    trainer.save(tmp_path / "c")
+    other = make_trainer(precision=precision(1.0))
+    other.load(tmp_path / "c")
+    assert other.precision.state_dict() == trainer.precision.state_dict()
+    assert other.skipped_steps == 3
+
+
+def test_a_run_that_is_done_is_left_as_it_is(tmp_path):
+    trainer = make_trainer()
+    trainer.fit(make_loader(), 2.5, checkpoints=tmp_path)
+    again = make_trainer()
+    history = again.fit(make_loader(), 2.5, checkpoints=tmp_path, resume=True)
+    assert history.rows == trainer.history.rows
+    assert_equal(everything(trainer), everything(again), draws=False)
+
+
+def test_a_run_can_be_made_longer_but_not_from_within_an_epoch(tmp_path):
+    def plain():
+        return make_trainer("plain")
+
+    plain().fit(make_loader(), 2, checkpoints=tmp_path / "a")
+    history = plain().fit(make_loader(), 3, checkpoints=tmp_path / "a", resume=True)
+    assert history["epoch"] == [1, 2, 3]
+    plain().fit(make_loader(), 1.4, checkpoints=tmp_path / "b")
+    with pytest.raises(ValueError, match="ends within an epoch"):
+        plain().fit(make_loader(), 3, checkpoints=tmp_path / "b", resume=True)
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("SGD", "device"), ("AdamW", "generator"), ("Muon", "device"), ("SGD", "torch")],
+    ("every", "keep", "expected"),
+    [(1, 3, [3, 4, 5]), (2, 9, [2, 4, 5]), (2, 2, [4, 5]), (9, 1, [5])],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, name, kind, stop):
-    whole = make_trainer(name)
-    whole.fit(make_loader(kind), 4)
-    broken = make_trainer(name, Crash(3 * stop + 2))
-    with pytest.raises(KeyboardInterrupt):
-        broken.fit(make_loader(kind), 4, checkpoints=tmp_path)
-    resumed = make_trainer(name)
-    torch.manual_seed(99)  # a process of its own has other numbers
-    resumed.fit(make_loader(kind), 4, checkpoints=tmp_path, resume=True)
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[key]), key
-    assert without_times(resumed.history) == without_times(whole.history)
-    assert resumed.step_count == whole.step_count == 12
-    assert resumed.lr == whole.lr
+def test_they_come_every_so_many_epochs_and_the_last_stay(tmp_path, every, keep, expected):
+    trainer = make_trainer("plain")
+    trainer.fit(make_loader(), 5, checkpoints=tmp_path / "new" / "run", every=every, keep=keep)
+    assert names(tmp_path / "new" / "run") == [f"epoch-{n:04d}" for n in expected]
+    assert trainer.last_checkpoint == tmp_path / "new" / "run" / "epoch-0005"
 
 
-def test_the_newest_stay_and_every_says_how_often(tmp_path):
-    make_trainer("SGD").fit(make_loader("device"), 4, checkpoints=tmp_path / "a", keep=2)
-    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["epoch-0003", "epoch-0004"]
-    make_trainer("SGD").fit(make_loader("device"), 4, checkpoints=tmp_path / "b", every=3)
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["epoch-0003", "epoch-0004"]
-    files = sorted(p.name for p in (tmp_path / "b" / "epoch-0004").iterdir())
-    assert files == ["state.json", "tensors.safetensors"]
+def test_a_stopped_run_has_a_last_one_and_stays_stopped(tmp_path):
+    class Stop(Callback):
+        def on_epoch_end(self, trainer, row):
+            trainer.stop = row["epoch"] == 2
+
+    trainer = make_trainer(callbacks=[Stop()])
+    assert len(trainer.fit(make_loader(), 4, checkpoints=tmp_path, every=3)) == 2
+    assert names(tmp_path) == ["epoch-0002"]
+    again = make_trainer(callbacks=[Stop()])
+    assert len(again.fit(make_loader(), 4, checkpoints=tmp_path, resume=True)) == 2
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    first = make_trainer("SGD")
-    first.fit(make_loader("device"), 2, checkpoints=tmp_path)
-    again = make_trainer("SGD")
-    history = again.fit(make_loader("device"), 2, checkpoints=tmp_path, resume=True)
-    assert len(history) == 2
-    for key, value in first.model.state_dict().items():
-        assert torch.equal(value, again.model.state_dict()[key]), key
+def test_the_files_are_safetensors_and_json_with_the_weights_under_their_names(tmp_path):
+    from safetensors.torch import load_file
+
+    trainer = make_trainer()
+    trainer.save(tmp_path / "c")
+    assert names(tmp_path / "c") == ["model.safetensors", "state.json", "training.safetensors"]
+    weights = load_file(tmp_path / "c" / "model.safetensors")
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(weights[name], value)
+    json.loads((tmp_path / "c" / "state.json").read_text(encoding="utf-8"))
 
 
-def test_checkpoints_of_another_run_are_not_overwritten(tmp_path):
-    make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match="got .* with epoch-0002; pass resume=True to go on"):
-        make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path)
+def test_loading_keeps_the_tensors_their_layout_and_the_rates_object(tmp_path):
+    trainer = make_trainer("adamw")
+    trainer.fit(make_loader(), 1)
+    trainer.save(tmp_path / "c")
+    other = make_trainer("adamw")
+    weight, rate = other.model[0].weight, other.optimizers[0].param_groups[0]["lr"]
+    other.load(tmp_path / "c")
+    assert other.model[0].weight is weight
+    assert other.optimizers[0].param_groups[0]["lr"] is rate
+    moment = other.optimizers[0].state[weight]["exp_avg"]
+    assert (
+        moment.stride() == trainer.optimizers[0].state[trainer.model[0].weight]["exp_avg"].stride()
+    )
 
 
-def test_without_a_checkpoint_it_starts_anew(tmp_path):
-    trainer = make_trainer("SGD")
-    trainer.fit(make_loader("device"), 1, checkpoints=tmp_path / "none", resume=True)
-    assert trainer.step_count == 3
+def test_load_takes_the_latest_of_a_folder(tmp_path):
+    make_trainer().fit(make_loader(), 3, checkpoints=tmp_path)
+    other = make_trainer()
+    other.load(tmp_path)
+    assert other.history["epoch"] == [1, 2, 3]
+    other.load(tmp_path / "epoch-0002")
+    assert other.history["epoch"] == [1, 2]
 
 
-@pytest.mark.parametrize("what", ["tensors.safetensors", "state.json"])
-def test_a_crash_while_writing_leaves_the_one_before(tmp_path, monkeypatch, what):
-    write, calls = _checkpoint._write, []
+def test_tied_weights_and_extra_state_come_back(tmp_path):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.other = nn.Linear(4, 4)
+            self.other.weight = self.one.weight
+            self.extra = 0
 
-    def broken(path, content):
-        calls.append(path.name)
-        if path.name == what and len(calls) > 2:  # in the second checkpoint
-            path.write_bytes(content[: len(content) // 2])
-            raise OSError("no space left")
-        write(path, content)
+        def get_extra_state(self):
+            return {"extra": self.extra, "tensor": torch.full((2,), float(self.extra))}
 
-    monkeypatch.setattr(_checkpoint, "_write", broken)
-    with pytest.raises(OSError, match="no space left"):
-        make_trainer("SGD").fit(make_loader("device"), 3, checkpoints=tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["epoch-0001"]
-    monkeypatch.undo()
-    whole, resumed = make_trainer("SGD"), make_trainer("SGD")
-    whole.fit(make_loader("device"), 3)
-    resumed.fit(make_loader("device"), 3, checkpoints=tmp_path, resume=True)
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(value, resumed.model.state_dict()[key]), key
+        def set_extra_state(self, state):
+            assert state["tensor"].tolist() == [state["extra"]] * 2
+            self.extra = state["extra"]
 
+    def make():
+        model = Tied()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return Trainer(model, optimizer, precision="fp32", progress=False)
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_named(tmp_path, name):
-    make_trainer("SGD").fit(make_loader("device"), 1, checkpoints=tmp_path)
-    path = tmp_path / "epoch-0001" / name
-    path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(ValueError, match=r"epoch-0001 is damaged .* remove it to go on"):
-        make_trainer("SGD").fit(make_loader("device"), 1, checkpoints=tmp_path, resume=True)
+    trainer, other = make(), make()
+    trainer.model.extra = 7
+    trainer.save(tmp_path / "c")
+    other.load(tmp_path / "c")
+    assert other.model.extra == 7
+    assert torch.equal(other.model.other.weight, trainer.model.one.weight)
+    assert other.model.other.weight is other.model.one.weight
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path)
-    with pytest.raises(ValueError, match="total_steps must be .* got total_steps=9 and saved .*=6"):
-        make_trainer("SGD").fit(make_loader("device"), 3, checkpoints=tmp_path, resume=True)
-    with pytest.raises(ValueError, match="is of another run: it has 1 optimizers, the trainer 2"):
-        make_trainer("Muon").fit(make_loader("device"), 2, checkpoints=tmp_path, resume=True)
-    state = json.loads((tmp_path / "epoch-0002" / "state.json").read_text())
-    (tmp_path / "epoch-0002" / "state.json").write_text(json.dumps(state | {"format": 99}))
-    with pytest.raises(ValueError, match="has format 99, not 1"):
-        make_trainer("SGD").fit(make_loader("device"), 2, checkpoints=tmp_path, resume=True)
+# Whole or not at all ----------------------------------------------------------------------------
 
 
-def test_a_state_that_json_cannot_hold_is_named_and_nothing_is_left(tmp_path):
-    class Odd(Callback):
-        def state_dict(self):
-            return {"thing": object()}
+@pytest.mark.parametrize("writes", range(4))
+def test_a_death_in_the_middle_of_a_write_leaves_the_old_ones_and_the_run_goes_on(
+    tmp_path, monkeypatch, writes
+):
+    class Killed(BaseException):
+        pass
 
-        def load_state_dict(self, state):
-            pass
+    count = 0
+    real_sync, real_tree = files_module.os.fsync, files_module.shutil.rmtree
 
-    with pytest.raises(TypeError, match="keeps something else in its state"):
-        make_trainer("SGD", Odd()).fit(make_loader("device"), 1, checkpoints=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    def dying_sync(handle):
+        nonlocal count
+        count += 1
+        if count > 2 * 5 + writes:  # somewhere in the third checkpoint
+            raise Killed
+        real_sync(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files_module.os, "fsync", dying_sync)
+        # Who is killed cleans nothing up.
+        patch.setattr(files_module.shutil, "rmtree", lambda *_, **__: None)
+        with pytest.raises(Killed):
+            make_trainer().fit(make_loader(), EPOCHS, checkpoints=tmp_path)
+    assert files_module.shutil.rmtree is real_tree
+    assert names(tmp_path)[1:] == ["epoch-0001", "epoch-0002"]
+    assert names(tmp_path)[0].startswith(".epoch-0003-")
+    torch.manual_seed(99)
+    trainer = make_trainer()
+    trainer.fit(make_loader(), EPOCHS, checkpoints=tmp_path, resume=True)
+    assert names(tmp_path) == [f"epoch-{n:04d}" for n in (3, 4)]
+    resumed = everything(trainer)
+    reseed()
+    whole = make_trainer()
+    whole.fit(make_loader(), EPOCHS)
+    assert_equal(resumed, everything(whole))
 
 
-def test_a_loss_that_is_not_finite_names_the_last_checkpoint(tmp_path):
-    class Spoil(Callback):
-        def on_epoch_start(self, trainer):
-            if len(trainer.history) == 2:
-                trainer.model[-1].bias.data.fill_(torch.nan)
+def test_an_error_while_writing_leaves_the_old_folder_and_no_rest(tmp_path, monkeypatch):
+    trainer = make_trainer()
+    trainer.save(tmp_path / "c")
+    before = (tmp_path / "c" / "state.json").read_bytes()
+    trainer.fit(make_loader(), 1)
 
-    with pytest.raises(FloatingPointError, match="the last checkpoint is .*epoch-0002$"):
-        make_trainer("SGD", Spoil()).fit(make_loader("device"), 4, checkpoints=tmp_path)
+    def fail(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "write_json", fail)
+        with pytest.raises(OSError, match="disk full"):
+            trainer.save(tmp_path / "c")
+    assert (tmp_path / "c" / "state.json").read_bytes() == before
+    assert names(tmp_path) == ["c"]
+    trainer.save(tmp_path / "c")
+    assert (tmp_path / "c" / "state.json").read_bytes() != before
+    assert names(tmp_path) == ["c"]
+
+
+def test_a_folder_that_cannot_take_its_name_gives_it_back(tmp_path, monkeypatch):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "old").touch()
+    real = files_module.Path.rename
+
+    def rename(self, target):
+        if target == tmp_path / "c" and not (self / "old").exists():
+            raise OSError("no")
+        return real(self, target)
+
+    monkeypatch.setattr(files_module.Path, "rename", rename)
+    with pytest.raises(OSError, match="no"), replacing_folder(tmp_path / "c") as temporary:
+        (temporary / "new").touch()
+    assert names(tmp_path) == ["c"]
+    assert names(tmp_path / "c") == ["old"]
+
+
+# Refused ----------------------------------------------------------------------------------------
+
+
+def test_a_folder_with_another_runs_checkpoints_is_refused(tmp_path):
+    make_trainer().fit(make_loader(), 1, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=r"without any of another run, .*pass resume=True"):
+        make_trainer().fit(make_loader(), 1, checkpoints=tmp_path)
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def drop_history(path):
+    state = json.loads(path.read_text())
+    del state["history"]
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", flip_a_byte, "is damaged"),
+        ("training.safetensors", cut, "is damaged"),
+        ("training.safetensors", lambda path: path.unlink(), "cannot be read"),
+        ("state.json", cut, "cannot be read"),
+        ("state.json", lambda path: path.write_text("[1]"), "is no 'fasttricks checkpoint 1'"),
+        ("state.json", lambda path: path.write_text('{"format": "x"}'), "is no 'fasttricks check"),
+        ("state.json", drop_history, r"is damaged: KeyError\('history'\)"),
+        ("state.json", lambda path: path.unlink(), "state.json does not exist"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_named(tmp_path, file, damage, message):
+    make_trainer().save(tmp_path / "c")
+    damage(tmp_path / "c" / file)
+    with pytest.raises(ValueError, match=rf"c.{file}.* {message}|{file} {message}|{message}") as e:
+        make_trainer().load(tmp_path / "c")
+    assert str(tmp_path / "c" / file) in str(e.value)
+
+
+def other_width():
+    model = make_model()
+    model[-1] = nn.Linear(4 * 36, 6)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def other_names():
+    model = nn.Sequential(make_model())
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def other_groups():
+    model = make_model()
+    return model, torch.optim.SGD([{"params": [p]} for p in model.parameters()], lr=0.1)
+
+
+def two_optimizers():
+    model = make_model()
+    return model, [torch.optim.SGD([p], lr=0.1) for p in list(model.parameters())[:2]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (other_width, r"model.safetensors does not .* '6.weight' it has float32 \[5, 144\], and"),
+        (other_names, "does not fit this trainer: of '0.0.weight' it has none"),
+        (other_groups, r"its SGD has groups of \[6\] parameters, and the trainer's \[1, 1,"),
+        (two_optimizers, "it has 1 optimizers, and the trainer 2"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_before_anything_changes(
+    tmp_path, make, message
+):
+    model = make_model()
+    one = Trainer(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), precision="fp32", progress=False
+    )
+    one.fit(make_loader(), 1)
+    one.save(tmp_path / "c")
+    other = Trainer(*make(), precision="fp32", progress=False)
+    before = {name: value.clone() for name, value in other.model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        other.load(tmp_path / "c")
+    for name, value in other.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert len(other.history) == 0
+
+
+def test_another_schedule_and_another_loader_are_refused(tmp_path):
+    make_trainer("adamw").fit(make_loader(), EPOCHS, checkpoints=tmp_path)
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
+    other = Trainer(model, optimizer, lr=one_cycle(0.5, 7), precision="fp32", progress=False)
+    with pytest.raises(ValueError, match=r"does not fit this trainer: total_steps must be the sav"):
+        other.load(tmp_path)
+    batches = [(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64))]
+    with pytest.raises(ValueError, match="its epoch has 3 batches, and train 1"):
+        make_trainer("adamw").fit(batches, 9, checkpoints=tmp_path, resume=True)
+
+
+def plain_trainer(kind=torch.optim.SGD, **settings):
+    model = make_model()
+    optimizer = kind(model.parameters(), **{"lr": 0.05, **settings})
+    return Trainer(model, optimizer, precision="fp32", progress=False)
+
+
+def test_another_kind_of_optimizer_is_refused_by_name(tmp_path):
+    plain_trainer().save(tmp_path / "c")
+    other = plain_trainer(torch.optim.AdamW)
+    with pytest.raises(ValueError, match="it was written with SGD, and the trainer has AdamW"):
+        other.load(tmp_path / "c")
+    assert not other.optimizers[0].state
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.06}, r"began with lr=0.05 in group 0 of SGD, and this one with lr=0.06; give"),
+        ({"weight_decay": 0.1}, r"weight_decay=0 in group 0 .* with weight_decay=0.1"),
+        ({"momentum": 0.9, "nesterov": True}, r"momentum=0 in group 0 .* with momentum=0.9"),
+    ],
+)
+def test_a_run_goes_on_with_its_own_numbers_or_others_set_on_purpose(tmp_path, settings, message):
+    plain_trainer().fit(make_loader(), 2, checkpoints=tmp_path)
+    other = plain_trainer(**settings)
+    with pytest.raises(ValueError, match=message):
+        other.fit(make_loader(), 3, checkpoints=tmp_path, resume=True)
+    assert len(other.history) == 0
+    other.load(tmp_path)
+    assert other.lr == 0.05
+    other.optimizers[0].param_groups[0].update(settings)
+    assert len(other.fit(make_loader(), 1)) == 3
+
+
+def test_how_the_optimizer_computes_may_change(tmp_path):
+    plain_trainer(foreach=True).fit(make_loader(), 2, checkpoints=tmp_path)
+    other = plain_trainer(foreach=False)
+    assert len(other.fit(make_loader(), 3, checkpoints=tmp_path, resume=True)) == 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resume": True}, "resume needs the folder of the checkpoints"),
         ({"checkpoints": "x", "every": 0}, "every must be at least 1, got every=0"),
         ({"checkpoints": "x", "keep": 0}, "keep must be at least 1, got keep=0"),
+        ({"resume": True}, "resume needs the folder of the checkpoints"),
+        ({"resume": "nowhere"}, "no checkpoint in nowhere"),
+        ({"checkpoints": __file__}, "checkpoints must be a folder, got the file"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path, monkeypatch, options, message):
-    monkeypatch.chdir(tmp_path)
+def test_bad_arguments_are_named_before_anything_is_written(options, message):
     with pytest.raises(ValueError, match=message):
-        make_trainer("SGD").fit(make_loader("device"), 1, **options)
-    assert list(tmp_path.iterdir()) == []
+        make_trainer().fit(make_loader(), 1, **options)
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    class Poison(Callback):
+        def on_epoch_end(self, trainer, row):
+            if row["epoch"] == 2:
+                trainer.model[0].weight.data[0] = torch.nan
+
+    trainer = make_trainer(callbacks=[Poison()])
+    with pytest.raises(
+        FloatingPointError, match=r"weights are no longer finite at update 6 .*epoch-0001$"
+    ):
+        trainer.fit(make_loader(), 4, checkpoints=tmp_path)
+    assert names(tmp_path) == ["epoch-0001"]
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_one(tmp_path):
+    class Poison(Callback):
+        def on_epoch_start(self, trainer):
+            if len(trainer.history) == 2:
+                trainer.model[0].weight.data[0] = torch.nan
+
+    trainer = make_trainer(callbacks=[Poison()])
+    with pytest.raises(FloatingPointError, match=r"became nan at update 7 .*epoch-0002$"):
+        trainer.fit(make_loader(), 4, checkpoints=tmp_path)
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1, "b": [True, None, "x"], "c": (0.1, -0.0)},
+        {1: 2, (3, 4): {"$tensor": 5}},
+        [float("inf"), float("-inf"), 1e-320],
+        {"$tuple": 1},
+        {},
+        Counter({2: 1, 5: 3}),
+    ],
+)
+def test_values_come_back_as_they_were(value):
+    tensors = {}
+    text = json.dumps(pack(value, tensors, "v"), allow_nan=False)
+    back = unpack(json.loads(text), tensors)
+    assert back == value
+    assert repr(back) == repr(value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.int64])
+def test_tensors_come_back_with_dtype_and_layout(dtype):
+    value = torch.arange(48).reshape(2, 3, 2, 4).to(dtype)
+    for tensor in (value, value.contiguous(memory_format=torch.channels_last), value[0, 0, 0, 0]):
+        tensors = {}
+        back = unpack(json.loads(json.dumps(pack({"t": tensor}, tensors, "v"))), tensors)["t"]
+        assert back.dtype == dtype
+        assert torch.equal(back, tensor)
+        assert back.stride() == tensor.stride()
+
+
+def test_what_cannot_be_kept_is_named_with_its_place():
+    with pytest.raises(TypeError, match=r"state\.a\.1 must hold numbers, .*, got object"):
+        pack({"a": [1, object()]}, {}, "state")
+
+
+def test_nothing_is_pickled(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("pickled")
+
+    for name in ("dump", "dumps", "load", "loads"):
+        monkeypatch.setattr(sys.modules["pickle"], name, fail)
+    trainer = make_trainer()
+    trainer.fit(make_loader(), 1)
+    trainer.save(tmp_path / "c")
+    trainer.load(tmp_path / "c")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -46,3 +48,13 @@ def test_rows_are_copied_in():
     history.append(row)
     row["epoch"] = 9
     assert history["epoch"] == [1]
+
+
+def test_pandas_gets_rows_and_columns_and_is_named_where_it_is_missing(history, monkeypatch):
+    module = ModuleType("pandas")
+    module.DataFrame = lambda rows, columns: (rows, columns)
+    monkeypatch.setitem(sys.modules, "pandas", module)
+    assert history.to_pandas() == (history.rows, history.columns)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_pandas needs pandas; pip install pandas"):
+        history.to_pandas()

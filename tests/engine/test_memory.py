@@ -58,12 +58,9 @@ def batches(n=3, size=16):
 def test_the_run_is_that_with_small_parts_from_the_start(where, error):
     halving = make_trainer(5, where=where, error=error)
     torch.manual_seed(3)
-    with pytest.warns(RuntimeWarning, match="memory ran out with") as caught:
+    with pytest.warns(RuntimeWarning, match="memory ran out") as caught:
         halving.fit(batches(), 1)
-    assert [str(w.message)[:60] for w in caught] == [
-        "memory ran out with 16 images at once; micro_batch_size is n",
-        "memory ran out with 8 images at once; micro_batch_size is no",
-    ]
+    assert [str(w.message) for w in caught] == ["memory ran out; micro_batch_size is now 4"]
     assert halving.micro_batch_size == 4
     small = make_trainer(5, where=where, micro_batch_size=4)
     with warnings.catch_warnings():
@@ -76,10 +73,7 @@ def test_the_run_is_that_with_small_parts_from_the_start(where, error):
 
 
 def test_one_image_that_does_not_fit_is_an_error():
-    with (
-        pytest.warns(RuntimeWarning, match="memory ran out"),
-        pytest.raises(torch.OutOfMemoryError),
-    ):
+    with pytest.raises(torch.OutOfMemoryError):
         make_trainer(0).step(batches(1)[0])
 
 
@@ -92,9 +86,21 @@ def test_by_choice_and_for_other_errors_it_raises_at_once():
         make_trainer(5, oom="ignore")
 
 
-def test_a_step_that_fits_copies_nothing_the_second_time(monkeypatch):
-    trainer = make_trainer(99)
+def test_a_size_that_fitted_before_loses_nothing_either():
+    """Memory that was there may be gone, taken by another process."""
+    trainers = [make_trainer(99), make_trainer(99)]
     first, second = batches(2)
-    trainer.step(first)
-    monkeypatch.setattr("fasttricks.engine._trainer.Snapshot", None)
-    trainer.step(second)
+    for trainer in trainers:
+        torch.manual_seed(2)
+        trainer.step(first)
+    trainers[0].model[3].limit = 8
+    trainers[1].micro_batch_size = 8
+    for trainer in trainers:
+        torch.manual_seed(3)
+        if trainer is trainers[0]:
+            with pytest.warns(RuntimeWarning, match="micro_batch_size is now 8"):
+                trainer.step(second)
+        else:
+            trainer.step(second)
+    for key, value in trainers[0].model.state_dict().items():
+        assert torch.equal(value, trainers[1].model.state_dict()[key]), key

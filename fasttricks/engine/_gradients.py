@@ -1,0 +1,186 @@
+"""The gradients of a batch: whole or in parts, of all images or the hardest, as memory allows.
+
+Shapes: images [N, C, H, W], targets [N] or [N, num_classes].
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fasttricks.engine._cuda_graph import GraphedGradients
+from fasttricks.engine._distributed import Replica, sum_over_processes, world_size
+from fasttricks.engine._memory import Undo, is_out_of_memory
+from fasttricks.engine._speed import compiler, hardest, loss_per_image
+
+if TYPE_CHECKING:
+    from fasttricks.engine._trainer import Trainer
+
+Batch = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+# Of each part: its mean loss, outputs and targets, for the epoch's totals.
+Counted = list[tuple[Tensor, Tensor, Tensor]]
+
+
+class Gradients:
+    """Fills the gradients of a trainer's model, and takes back what a failed attempt left.
+
+    Args:
+        model: What is trained.
+        loss: Maps (outputs, targets) to the mean loss.
+        compile: Whether, by which mode or by which backend the model is compiled.
+        select: Share of a batch that is trained on.
+        cuda_graph: Whether forward and backward pass are replayed from a CUDA graph.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        compile: bool | str,
+        select: float,
+        cuda_graph: bool,
+    ) -> None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.select = select
+        self.graph = GraphedGradients(model, device) if cuda_graph else None
+        self._loss_per_image = loss_per_image(loss, select)
+        wrap = compiler(compile)
+        self._compiled = None if wrap is None else wrap(model)
+        self._replica = Replica(model, wrap)
+        self._undo = Undo(model, device)
+
+    def fill(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
+        """Fill the gradients from a batch; return its mean loss and what there is to count.
+
+        Where memory runs out, everything is put back and half as much computed at once.
+        """
+        asked = trainer.micro_batch_size
+        # What an interrupted step left behind must not enter this one.
+        clear_gradients(trainer.optimizers)
+        trainer.model.zero_grad(set_to_none=True)
+        self._undo.keep()
+        while True:
+            try:
+                result = self._of_batch(trainer, images, targets)
+                break
+            except RuntimeError as error:
+                size = min(trainer.micro_batch_size or len(images), len(images))
+                # Of several processes, the others would wait for this one's gradients.
+                may = trainer.oom == "halve" and world_size() == 1 and self.graph is None
+                if not (may and size > 1 and is_out_of_memory(error)):
+                    raise
+            # Out of the handler, so that the error's frames hold no tensor any more.
+            clear_gradients(trainer.optimizers)
+            self._undo.restore()
+            if trainer.device.type == "cuda":
+                torch.cuda.empty_cache()
+            trainer.micro_batch_size = (size + 1) // 2
+        if trainer.micro_batch_size != asked:
+            text = f"memory ran out; micro_batch_size is now {trainer.micro_batch_size}"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+        return result
+
+    def take_back(self, optimizers: Sequence[Optimizer]) -> None:
+        """Drop the gradients, and put back the batch-norm statistics from before ``fill``."""
+        clear_gradients(optimizers)
+        self._undo.restore(random=False)
+
+    def _of_batch(
+        self, trainer: Trainer, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Counted]:
+        if self._loss_per_image is None:
+            return self._maybe_graphed(trainer, images, targets)
+        chosen, loss, counted = self._hardest(trainer, images, targets)
+        self._maybe_graphed(trainer, images[chosen], targets[chosen])
+        return loss, counted
+
+    def _maybe_graphed(
+        self, trainer: Trainer, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Counted]:
+        if self.graph is None:
+            return self._compute(trainer, images, targets)
+        return self.graph(partial(self._compute, trainer), images, targets)
+
+    def _hardest(
+        self, trainer: Trainer, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Counted]:
+        """Return the indices of the images to train on, the whole batch's mean loss and counts."""
+        losses: list[Tensor] = []
+        counted: Counted = []
+        with torch.no_grad():
+            for part, part_targets in _parts(trainer, images, targets):
+                with trainer.precision.forward_context():
+                    outputs = trainer.model(part)
+                losses.append(self._loss_per_image(outputs.float(), part_targets))
+                counted.append((losses[-1].mean(), outputs, part_targets))
+        # Batch norm counts an image once, when it is trained on.
+        self._undo.restore(random=False)
+        each = torch.cat(losses)
+        return hardest(each, self.select), _mean(each.mean(), len(each)), counted
+
+    def _compute(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
+        network = self._network(trainer)
+        # DistributedDataParallel takes the mean over the processes, whose shares may differ.
+        correction = _share_of_processes(images)
+        total: Tensor | None = None
+        counted: Counted = []
+        done = 0
+        for part, part_targets in _parts(trainer, images, targets):
+            done += len(part)
+            with self._replica.without_sum(when=correction is not None and done < len(images)):
+                with trainer.precision.forward_context():
+                    outputs = network(part)
+                loss = trainer.loss(outputs.float(), part_targets)
+                if len(part) < len(images):
+                    loss, whole = loss * (len(part) / len(images)), loss
+                else:
+                    whole = loss
+                trainer.precision.backward(loss if correction is None else loss * correction)
+            total = loss.detach() if total is None else total + loss.detach()
+            counted.append((whole.detach(), outputs.detach(), part_targets))
+        if total is None:  # pragma: no cover - a batch holds an image
+            raise ValueError("batch must hold at least one image, got an empty one")
+        return _mean(total, len(images)), counted
+
+    def _network(self, trainer: Trainer) -> nn.Module:
+        if world_size() > 1:
+            return self._replica.module()
+        return self._compiled or trainer.model
+
+
+def clear_gradients(optimizers: Sequence[Optimizer]) -> None:
+    """Free the gradients of all parameters."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+
+def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> Iterator[Batch]:
+    size = trainer.micro_batch_size or len(images)
+    return zip(images.split(size), targets.split(size), strict=True)
+
+
+def _share_of_processes(images: Tensor) -> Tensor | None:
+    """Return the weight of this process's images in a mean over the processes, if there are any."""
+    if world_size() == 1:
+        return None
+    own = torch.tensor(float(len(images)), device=images.device)
+    return own * world_size() / sum_over_processes([own])[0]
+
+
+def _mean(mean: Tensor, count: int) -> Tensor:
+    """Return the mean over all processes' images from that over this one's."""
+    if world_size() == 1:
+        return mean
+    counts = torch.tensor(float(count), device=mean.device)
+    total, everyone = sum_over_processes([mean * count, counts])
+    return total / everyone

@@ -1,0 +1,69 @@
+"""The random states of a process, and a loader's place, as values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of torch (CPU and CUDA), Python, and NumPy if it is loaded."""
+    version, numbers, gauss = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": (version, torch.tensor(numbers), gauss),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        states["numpy"] = (name, torch.from_numpy(keys.astype("int64")), *rest)
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    """Put back what ``random_states`` returned."""
+    torch.set_rng_state(states["torch"])
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers.tolist()), gauss))
+    if "cuda" in states and torch.cuda.is_available():
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+    if "numpy" in states and "numpy" in sys.modules:
+        name, keys, *rest = states["numpy"]
+        sys.modules["numpy"].random.set_state((name, keys.numpy().astype("uint32"), *rest))
+
+
+def loader_place(loader: object) -> dict[str, Any]:
+    """Return where a loader stands: its own state, its epoch, the generators it draws from."""
+    place: dict[str, Any] = {}
+    if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+        place["state"] = loader.state_dict()
+    if hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
+        place["epoch"] = loader.epoch
+    place["generators"] = [generator.get_state() for generator in _generators(loader)]
+    return place
+
+
+def restore_loader_place(loader: object, place: dict[str, Any]) -> None:
+    """Put a loader where ``loader_place`` found it."""
+    if "state" in place and hasattr(loader, "load_state_dict"):
+        loader.load_state_dict(place["state"])
+    if "epoch" in place and hasattr(loader, "set_epoch"):
+        loader.set_epoch(place["epoch"])
+    for generator, state in zip(_generators(loader), place["generators"], strict=False):
+        generator.set_state(state)
+
+
+def _generators(loader: object) -> Iterator[torch.Generator]:
+    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
+    seen: list[torch.Generator] = []
+    for owner in (loader, *samplers):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and not any(generator is one for one in seen):
+            seen.append(generator)
+            yield generator

@@ -1,0 +1,107 @@
+"""The Trainer's speed switches: compilation, fused optimizers, TF32, the hardest images first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fasttricks._checks import check_choice, check_positive
+
+_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def compiler(choice: bool | str) -> Callable[[nn.Module], nn.Module] | None:
+    """Return ``torch.compile``, with a mode or backend if ``choice`` names one, or None."""
+    if not isinstance(choice, bool | str):
+        raise TypeError(f"compile must be True, False, a mode or a backend, got compile={choice!r}")
+    if choice is False:
+        return None
+    backend = "inductor" if choice is True or choice in _MODES else choice
+    check_choice("compile", backend, [*torch.compiler.list_backends(()), "eager", "aot_eager"])
+    options: dict[str, Any] = {"backend": backend, "dynamic": False}
+    if choice in _MODES:
+        options["mode"] = choice
+
+    def wrap(module: nn.Module) -> nn.Module:
+        return torch.compile(module, **options)  # type: ignore[return-value]
+
+    return wrap
+
+
+def use_fused(optimizers: Sequence[Optimizer]) -> None:
+    """Let the optimizers that have a fused implementation use it, before their first update.
+
+    Raises:
+        ValueError: If none has one, or one has made updates already or was given ``foreach=True``.
+    """
+    able = [optimizer for optimizer in optimizers if "fused" in optimizer.defaults]
+    if not able:
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        raise ValueError(f"fused=True must meet an optimizer that can, such as SGD, got {names}")
+    for optimizer in able:
+        name = type(optimizer).__name__
+        if optimizer.state:
+            raise ValueError(
+                f"fused=True must come before the first update, got a used {name}; "
+                f"pass fused=True to {name} itself"
+            )
+        for group in optimizer.param_groups:
+            if group.get("foreach") or group.get("differentiable"):
+                raise ValueError(f"fused=True must not meet foreach or differentiable in {name}")
+            group["fused"], group["foreach"] = True, False
+        optimizer.defaults |= {"fused": True, "foreach": False}
+
+
+def check_tf32(device: torch.device) -> None:
+    """Raise unless the device multiplies in TF32."""
+    if device.type != "cuda":
+        raise ValueError(f"tf32=True must meet a CUDA device, got device {device.type!r}")
+
+
+@contextmanager
+def tf32_matmul() -> Iterator[None]:
+    """Multiply fp32 matrices in TF32 inside the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
+    """Return ``loss`` without its mean, by which the hardest images are told.
+
+    Raises:
+        ValueError: If ``select`` is not above 0 and at most 1, or the loss has no ``reduction``.
+    """
+    check_positive("select", select)
+    if select > 1:
+        raise ValueError(f"select must be at most 1, got select={select}")
+    if select == 1:
+        return None
+    if getattr(loss, "reduction", None) != "mean":
+        raise ValueError(
+            f"select={select} must come with a loss of reduction='mean', such as "
+            f"nn.CrossEntropyLoss, got {loss!r}"
+        )
+    each = copy.copy(loss)
+    each.reduction = "none"  # type: ignore[attr-defined]
+    return each
+
+
+def hardest(losses: Tensor, share: float) -> Tensor:
+    """Return the indices, rising, of the share of images with the highest losses, one at least.
+
+    Example:
+        >>> hardest(torch.tensor([0.1, 3.0, 0.2, 2.0]), 0.5)
+        tensor([1, 3])
+    """
+    count = max(1, round(share * len(losses)))
+    return losses.topk(count, sorted=False).indices.sort().values

@@ -1,0 +1,152 @@
+"""What the tests of several processes run, alone and under torchrun: training that is compared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import fasttricks as ft
+from fasttricks.engine import World, distributed
+
+IMAGES = 21  # batches of 8, 8 and 5: the last one's shares differ
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.CELU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+
+
+def make_set():
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (IMAGES, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    return ft.ImageSet(pixels, torch.arange(IMAGES) % 5, classes=tuple("abcde"), name="noise")
+
+
+def make_loader(world, **options):
+    transforms = [ft.RandomTranslate(1), ft.RandomHorizontalFlip(), ft.Normalize(0.5, 0.25)]
+    options = {"batch_size": 8, "transforms": transforms, "shuffle": True, **options}
+    return ft.DeviceLoader(make_set(), rank=world.rank, world_size=world.size, **options)
+
+
+def make_val():
+    return ft.DeviceLoader(make_set(), batch_size=4, transforms=[ft.Normalize(0.5, 0.25)])
+
+
+def error_of(outputs, targets):
+    return (outputs.argmax(1) != targets).float().mean()
+
+
+def make_trainer(model, optimizer, **options):
+    options = {"precision": "fp32", "metrics": {"error": error_of}, "progress": False, **options}
+    return ft.Trainer(model, optimizer, **options)
+
+
+def plain(world, folder):
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    trainer = make_trainer(model, sgd)
+    trainer.fit(make_loader(world), 3, val=make_val())
+    return trainer
+
+
+def parts_clipped_and_frozen(world, folder):
+    model = make_model()
+    adamw = torch.optim.AdamW(model.parameters(), lr=0.01)
+    freeze = ft.FreezeAfter([model[0].weight], steps=4)
+    options = {"micro_batch_size": 8 // world.size - 1, "grad_clip": 0.5, "callbacks": [freeze]}
+    trainer = make_trainer(model, adamw, lr=ft.one_cycle(0.01, 9), **options)
+    trainer.fit(make_loader(world), 3, val=make_val())
+    return trainer
+
+
+def compiled(world, folder):
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = make_trainer(model, sgd, compile="eager")
+    trainer.fit(make_loader(world), 2)
+    return trainer
+
+
+def sampler(world, folder):
+    model = make_model()
+    data = TensorDataset(make_set().images[:16].float() / 255, make_set().labels[:16])
+    rank_sampler = DistributedSampler(data, num_replicas=world.size, rank=world.rank, shuffle=False)
+    loader = DataLoader(data, batch_size=8 // world.size, sampler=rank_sampler)
+    trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05))
+    trainer.fit(loader, 2)
+    return trainer
+
+
+def resumed(world, folder):
+    for resume, epochs in ((False, 2), (True, 4)):
+        model = make_model()
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = make_trainer(model, sgd)
+        options = {"checkpoints": folder / "checkpoints", "keep": 1, "resume": resume}
+        trainer.fit(make_loader(world), epochs, **options)
+    return trainer
+
+
+def straight(world, folder):
+    """What ``resumed`` must equal."""
+    model = make_model()
+    trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+    trainer.fit(make_loader(world), 4)
+    return trainer
+
+
+def faults(world):
+    """The messages of what must fail in every process, and where."""
+    messages = {}
+    model = make_model()
+    trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05))
+    if world.size > 1:
+        images = torch.zeros(4, 3, 8, 8)
+        data = TensorDataset(images, torch.zeros(4, dtype=torch.int64))
+        loaders = {
+            "whole": make_loader(World(0, 1, "cpu")),
+            "sampler": DataLoader(data, batch_size=2, shuffle=True),
+        }
+        for name, loader in loaders.items():
+            try:
+                trainer.fit(loader, 1)
+            except ValueError as error:
+                messages[name] = str(error)
+        try:
+            trainer.fit(make_loader(world), 1, val=make_loader(world))
+        except ValueError as error:
+            messages["val"] = str(error)
+    batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])) for _ in range(3)]
+    if world.rank == world.size - 1:  # only the last process sees it
+        batches[1][0][0] = torch.nan
+    try:
+        trainer.fit(batches, 1)
+    except FloatingPointError as error:
+        messages["nan"] = str(error)
+    return messages
+
+
+CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
+
+
+def run(world, folder):
+    for case in CASES:
+        trainer = case(world, folder)
+        name = f"{case.__name__}-{world.rank}"
+        weights = {k: v.contiguous() for k, v in trainer.model.state_dict().items()}
+        weights["logits"] = trainer.predict(make_val())
+        save_file(weights, folder / f"{name}.safetensors")
+        ft.write_json(folder / f"{name}.json", trainer.history.rows)
+    ft.write_json(folder / f"faults-{world.rank}.json", faults(world))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed() as world:
+        Path(sys.argv[1]).mkdir(exist_ok=True)
+        run(world, Path(sys.argv[1]))
