@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The GPU battery in one command, made to end within ten minutes on one card:
 #     benchmarks/gpu.sh cifar10.npz out
-# CUDA tests, the augmentation with its share of a copy's bandwidth, and the race to 94 % against both
-# references. Each part writes its figures under the second argument as soon as it has them, and a part
+# CUDA tests, the augmentation with its share of a copy's bandwidth, the Trainer's precisions and switches,
+# and the race to 94 % against both references. Each part writes its figures under the second argument as soon as it has them, and a part
 # that fails does not keep the next from running; the exit status says whether any did.
 set -uo pipefail
 if (($# != 2)); then
@@ -23,10 +23,12 @@ part() { # name, seconds at most, command and its arguments
 }
 
 python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 2
-part tests 150 python -m pytest -q -p no:cacheprovider \
+part tests 110 python -m pytest -q -p no:cacheprovider \
     tests/transforms tests/contracts tests/data tests/test_lr_scheduler.py tests/engine
 part augment 90 python benchmarks/augment.py --output "$out/augment.json"
-part race 340 python benchmarks/time_to_accuracy.py --data "$data" --output "$out/race" \
+part trainer 90 python benchmarks/trainer.py --sections precision switches --repeats 1 --steps 20 \
+    --output "$out/trainer.json"
+part race 300 python benchmarks/time_to_accuracy.py --data "$data" --output "$out/race" \
     --runs airbench94_muon=5 --runs fulcrum_e1=5 --runs speedrun=5
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}" >&2
