@@ -33,17 +33,14 @@ class Plan:
     precision: str
     device: str
     seed: int
+    target: float
+    resume: bool
 
     def loader(self, *transforms: ft.Transform) -> ft.DeviceLoader:
         """Return the loader of shuffled, augmented, whole batches."""
+        options = {"batch_size": self.batch_size, "seed": self.seed, "device": self.device}
         return ft.DeviceLoader(
-            self.train,
-            batch_size=self.batch_size,
-            transforms=transforms,
-            shuffle=True,
-            drop_last=True,
-            seed=self.seed,
-            device=self.device,
+            self.train, transforms=transforms, shuffle=True, drop_last=True, **options
         )
 
 
@@ -78,7 +75,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
     # Rate times weight decay is 1e-6 an image. The numbers are those of Hiverge (2025).
     bias = [model.whiten.bias]
-    norms = [p for p in model.parameters() if p.ndim == 1 and p.requires_grad and p is not bias[0]]
+    convolutions, others = ft.split_for_muon(model)
+    norms = [p for p in others if p.ndim == 1 and p is not bias[0]]
     rates = [0.0573 * batch, 0.0573 * batch, 0.5415 * batch]
     groups = [
         {"params": params, "lr": rate, "weight_decay": 1.04e-6 * batch / rate}
@@ -86,14 +84,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     ]
     sgd = torch.optim.SGD(groups, momentum=0.825, nesterov=True)
     muon_rate = 0.2255 * (batch / 1536) ** 0.5
-    muon = ft.Muon(
-        [p for p in model.parameters() if p.ndim == 4 and p.requires_grad],
-        lr=muon_rate,
-        momentum=0.655,
-        ns_steps=3,
-        adjust_lr="none",
-        normalize_weights=True,
-    )
+    options = {"ns_steps": 3, "adjust_lr": "none", "normalize_weights": True}
+    muon = ft.Muon(convolutions, lr=muon_rate, momentum=0.655, **options)
     # Every rate falls in a straight line to 0, which the update after the last one would use; that
     # of the whitening bias within a fifth of an epoch.
     whiten_steps = max(1, len(loader) // 5)
@@ -150,9 +142,7 @@ RECIPES = {
 }
 
 
-def run_once(
-    recipe: str, plan: Plan, test: ft.ImageSet, *, target: float, folder: Path
-) -> dict[str, Any]:
+def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[str, Any]:
     """Train with one seed, evaluate, write the run's folder, and return its record."""
     start = time.perf_counter()
     torch.manual_seed(plan.seed)
@@ -166,7 +156,10 @@ def run_once(
     ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
     tests = ft.DeviceLoader(test, batch_size=1000, transforms=[normalize], device=plan.device)
-    history = trainer.fit(loader, plan.epochs, val=tests)
+    checkpoints = folder / "checkpoints" if plan.resume else None
+    history = trainer.fit(
+        loader, plan.epochs, val=tests, checkpoints=checkpoints, resume=plan.resume
+    )
     # A mirrored digit is no digit: where the recipe does not flip, the views are only moved.
     tta = RECIPES[recipe].tta if plan.flips else "translate"
     plain, averaged = trainer.evaluate(tests), trainer.evaluate(tests, tta=tta)
@@ -188,7 +181,7 @@ def run_once(
         "prepare_seconds": prepare_seconds,
         "train_seconds": trainer.train_seconds,
         "tta_seconds": averaged.seconds,
-        "target": target / 100,
+        "target": plan.target / 100,
         "test_accuracy": plain.accuracy,
         "test_accuracy_tta": averaged.accuracy,
     }
@@ -202,6 +195,8 @@ def run_once(
 def run(args: argparse.Namespace) -> None:
     """Check the arguments, load the data, train every seed, report."""
     recipe = RECIPES[args.recipe]
+    if args.resume and args.output is None:
+        raise ValueError("--resume must come with --output, the folder of the run, got none")
     device = ft.choose_device(args.device)
     ft.Precision(args.precision, device=device)  # raises if it is not to be had there
     target = 94.0 if args.target is None else args.target
@@ -219,16 +214,18 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
-        plan = Plan(train, not is_digits, epochs, batch_size, args.precision, device, seed)
+        rest = (args.precision, device, seed, target, args.resume)
+        plan = Plan(train, not is_digits, epochs, batch_size, *rest)
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
-        records.append(run_once(args.recipe, plan, test, target=target, folder=own))
+        records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)
     seconds = ft.summarize([r["train_seconds"] for r in records])
     if args.runs > 1:
         summary = {"test_accuracy_tta": asdict(accuracy), "train_seconds": asdict(seconds)}
         ft.write_json(folder / "summary.json", summary)
-    name = DIGITS if is_digits else test.name
-    print(f"{name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}")
+    print(
+        f"{DIGITS if is_digits else test.name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}"
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -242,6 +239,8 @@ def parse_arguments() -> argparse.Namespace:
         "(default: 1536 for speedrun, 512 for article, less for a small data set)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the run, or of the first one (default: 0)")
     add("--runs", type=int, default=1, help="train with this many seeds (default: 1)")
+    add("--resume", action="store_true", help="write a checkpoint after each epoch, and go on from "
+        "the last one in --output if there is any (default: off)")  # fmt: skip
     add("--target", type=float, metavar="PERCENT",
         help="accuracy that a run should reach (default: 94)")  # fmt: skip
     return parser.parse_args()

@@ -80,7 +80,7 @@ def train_once(
     else:  # as any other first layer: trained, from random weights
         model.whiten.weight.requires_grad_(True)
     model.to(args.device)
-    convolutions = [p for p in model.groups.parameters() if p.ndim == 4]
+    convolutions, _ = ft.split_for_muon(model.groups)
     chosen = {id(p) for p in [*convolutions, model.head.weight]}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
     batch, steps = loader.batch_size, max(1, round(args.epochs * len(loader)))

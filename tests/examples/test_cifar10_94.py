@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, npz, tm
     first, again, other = ((tmp_path / n / "model.safetensors").read_bytes() for n in "abc")
     assert first == again
     assert first != other
+
+
+def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not(run, npz, tmp_path):
+    arguments = ["--data", npz, "--epochs", 3, "--resume", "--device", "cpu", "--output"]
+    assert run(*arguments, tmp_path / "whole")[0] == 0
+    shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "cut" / "checkpoints")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "epoch-0003")
+    code, out, _ = run(*arguments, tmp_path / "cut")
+    assert code == 0
+    assert sum(line.startswith("epoch") for line in out.splitlines()) == 1
+    whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
+    assert whole == cut
 
 
 def test_several_runs_are_summed_up(run, npz, tmp_path):
@@ -180,6 +193,12 @@ def test_bad_arguments_are_one_line_that_names_them(run, npz, tmp_path, argument
     assert error.count("\n") == 1
     assert words in error
     assert not (tmp_path / "run").exists()
+
+
+def test_going_on_needs_the_folder_of_the_run(run, npz):
+    code, _, error = run("--data", npz, "--resume")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--resume must come with --output" in error
 
 
 def test_an_output_that_is_a_file_is_refused_before_training(run, npz, tmp_path):

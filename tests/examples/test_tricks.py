@@ -5,24 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tricks.py"
 SMALL = ["--widths", 8, 8, 8, "--epochs", 2, "--batch-size", 32, "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def npz(tmp_path_factory):
-    """Two classes that differ in brightness, under noise."""
-    path = tmp_path_factory.mktemp("data") / "brightness.npz"
-    rng = np.random.default_rng(0)
-    labels = np.arange(240) % 2
-    images = (rng.integers(0, 100, (240, 8, 8, 3)) + 100 * labels[:, None, None, None]).astype("u1")
-    np.savez(
-        path, x_train=images[:200], y_train=labels[:200], x_test=images[200:], y_test=labels[200:]
-    )
-    return path
 
 
 def test_every_trick_is_turned_round_once_a_seed(run, npz, tmp_path):
