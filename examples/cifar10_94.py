@@ -91,7 +91,7 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     whiten_steps = max(1, len(loader) // 5)
     ends = [whiten_steps + 1, steps + 1, steps + 1]
     falls = [ft.linear(r, 0.0, total_steps=n) for r, n in zip(rates, ends, strict=True)]
-    trainer = ft.Trainer(
+    return ft.Trainer(
         model,
         [muon, sgd],
         schedulers=[
@@ -103,8 +103,7 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
         # Parts of 512 stay nearer to a CPU's caches; a GPU takes the batch whole.
         micro_batch_size=512 if plan.device == "cpu" else None,
         callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), ft.WeightAverage(decay=0.95)],
-    )
-    return trainer, loader
+    ), loader
 
 
 def article(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
@@ -223,9 +222,8 @@ def run(args: argparse.Namespace) -> None:
     if args.runs > 1:
         summary = {"test_accuracy_tta": asdict(accuracy), "train_seconds": asdict(seconds)}
         ft.write_json(folder / "summary.json", summary)
-    print(
-        f"{DIGITS if is_digits else test.name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}"
-    )
+    name = DIGITS if is_digits else test.name
+    print(f"{name}: accuracy {accuracy.text('%')}, {seconds.mean:.1f} s of training on {device}")
 
 
 def parse_arguments() -> argparse.Namespace:
