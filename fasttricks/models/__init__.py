@@ -7,6 +7,7 @@ from fasttricks.models._blocks import ConvNormAct, Residual, batch_norm, global_
 from fasttricks.models._celu import CELU
 from fasttricks.models._change import fuse, replace_activation_
 from fasttricks.models._drop_path import DropPath
+from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
 from fasttricks.models._initialisation import (
     dirac_,
     patch_covariance,
@@ -44,6 +45,7 @@ __all__ = [
     "CifarResNet",
     "ConvNormAct",
     "DropPath",
+    "GhostBatchNorm2d",
     "ModelSummary",
     "ResNet",
     "ResNet9",

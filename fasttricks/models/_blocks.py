@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
+from fasttricks.models._drop_path import DropPath
+from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
 
 PoolPlace = Literal["none", "first", "last"]
+Make = Callable[[], nn.Module]
+MakeNorm = Callable[[int], nn.Module]
 
 
 def batch_norm(
-    num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, frozen_scale: bool = False
+    num_features: int,
+    *,
+    eps: float = 1e-5,
+    momentum: float = 0.1,
+    frozen_scale: bool = False,
+    ghost_batch_size: int | None = None,
 ) -> nn.BatchNorm2d:
-    """Make a batch norm, with its scale held at 1 if asked.
+    """Make a batch norm, with its scale held at 1 or over groups of the batch if asked.
 
     A frozen scale stays in the ``state_dict`` but isn't trained; the bias is. Momentum is torch's:
     ``running = (1 - momentum) * running + momentum * batch``.
@@ -31,9 +40,10 @@ def batch_norm(
         eps: Added to the variance, above 0.
         momentum: Weight of the newest batch in the running statistics, 0 to 1.
         frozen_scale: Whether the scale stays 1.
+        ghost_batch_size: Images that share statistics, at least 2; None is the whole batch.
 
     Returns:
-        A new ``nn.BatchNorm2d``.
+        A new ``nn.BatchNorm2d``, or its subclass ``GhostBatchNorm2d``.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -49,7 +59,10 @@ def batch_norm(
     check_integer("num_features", num_features, minimum=1)
     check_positive("eps", eps)
     check_fraction("momentum", momentum)
-    norm = nn.BatchNorm2d(num_features, eps=eps, momentum=momentum)
+    make: Callable[..., nn.BatchNorm2d] = nn.BatchNorm2d
+    if ghost_batch_size is not None:
+        make = partial(GhostBatchNorm2d, ghost_batch_size=ghost_batch_size)
+    norm = make(num_features, eps=eps, momentum=momentum)
     norm.weight.requires_grad_(not frozen_scale)
     return norm
 
@@ -86,8 +99,8 @@ class ConvNormAct(nn.Module):
         in_channels: int,
         out_channels: int,
         *,
-        norm: Callable[[int], nn.Module],
-        act: Callable[[], nn.Module],
+        norm: MakeNorm,
+        act: Make,
         pool: PoolPlace = "none",
         kernel_size: int = 3,
         stride: int = 1,
@@ -101,14 +114,7 @@ class ConvNormAct(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got kernel_size={kernel_size}")
         self.pool = pool
-        self.conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride=stride,
-            padding=kernel_size // 2,
-            bias=False,
-        )
+        self.conv = convolution(in_channels, out_channels, kernel_size, stride)
         self.norm = norm(out_channels)
         self.act = act()
 
@@ -128,6 +134,7 @@ class Residual(nn.Module):
 
     Args:
         body: Any module that keeps the shape.
+        drop_path: Probability that an image in training skips the body. Default 0.
 
     Example:
         >>> import torch
@@ -135,13 +142,28 @@ class Residual(nn.Module):
         tensor([2., 2.])
     """
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.body = body
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        change: Tensor = self.body(x)
+        change: Tensor = self.drop_path(self.body(x))
         return x + change
+
+
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1
+) -> nn.Conv2d:
+    """Make a convolution without bias, padded so that stride 1 keeps the size."""
+    return nn.Conv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=False,
+    )
 
 
 def halve(x: Tensor) -> Tensor:
@@ -210,6 +232,21 @@ def check_image_size(images: Tensor, *, min_size: int) -> None:
         )
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise unless each size, such as num_classes, is a whole number and at least 1."""
+    for name, size in sizes.items():
+        check_integer(name, size, minimum=1)
+
+
+def check_zero_init(zero_init_residual: bool, *, frozen_scale: bool) -> None:
+    """Raise if scales start at 0 and stay there: the blocks' bodies would never count."""
+    if zero_init_residual and frozen_scale:
+        raise ValueError(
+            "zero_init_residual must be False with frozen_scale=True, whose scales of 0 would "
+            "never train, got zero_init_residual=True: leave one of them out"
+        )
+
+
 def norm_and_act(
     *,
     act: Activation,
@@ -217,15 +254,22 @@ def norm_and_act(
     frozen_scale: bool,
     batch_norm_eps: float,
     batch_norm_momentum: float,
-) -> tuple[Callable[[int], nn.Module], Callable[[], nn.Module]]:
+    ghost_batch_size: int | None,
+) -> tuple[MakeNorm, Make]:
     """Check the options that every builder has; give the makers of its norms and activations."""
-    check_positive("batch_norm_eps", batch_norm_eps)
-    check_fraction("batch_norm_momentum", batch_norm_momentum)
     if celu_alpha is None and act == "celu":
         # Tuned by Page: 0.075 beside trained scales; these drift to about 1/4 during a run, so
         # scales frozen at 1 want 4 times as much ("Bag of Tricks", frozen batch norm scales).
         celu_alpha = 0.3 if frozen_scale else 0.075
+    check_positive("batch_norm_eps", batch_norm_eps)
+    check_fraction("batch_norm_momentum", batch_norm_momentum)
+    if ghost_batch_size is not None:
+        check_integer("ghost_batch_size", ghost_batch_size, minimum=2)
     make_norm = partial(
-        batch_norm, eps=batch_norm_eps, momentum=batch_norm_momentum, frozen_scale=frozen_scale
+        batch_norm,
+        eps=batch_norm_eps,
+        momentum=batch_norm_momentum,
+        frozen_scale=frozen_scale,
+        ghost_batch_size=ghost_batch_size,
     )
     return make_norm, partial(make_activation, act, celu_alpha=celu_alpha)

@@ -11,20 +11,37 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from fasttricks._checks import check_choice, check_fraction, check_integer
+from fasttricks._checks import check_choice, check_fraction
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, global_mean_pool, norm_and_act
+from fasttricks.models._blocks import (
+    Make,
+    MakeNorm,
+    check_image_size,
+    check_sizes,
+    check_zero_init,
+    convolution,
+    global_mean_pool,
+    norm_and_act,
+)
 from fasttricks.models._drop_path import DropPath
 
-Make = Callable[[], nn.Module]
-MakeNorm = Callable[[int], nn.Module]
 Stem = Literal["small", "imagenet"]
+
+
+def projection(
+    in_channels: int, out_channels: int, stride: int, norm: MakeNorm
+) -> nn.Module | None:
+    """Make a shortcut of a 1 x 1 convolution where the shape changes (the paper's option B)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(convolution(in_channels, out_channels, 1, stride), norm(out_channels))
 
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut: ``act(shortcut(x) + body(x))``."""
 
     expansion = 1
+    shortcut: Callable[[int, int, int, MakeNorm], nn.Module | None] = staticmethod(projection)
 
     def __init__(
         self,
@@ -37,13 +54,13 @@ class BasicBlock(nn.Module):
         drop_path: float,
     ) -> None:
         super().__init__()
-        self.conv1 = _conv(in_channels, channels, 3, stride)
+        self.conv1 = convolution(in_channels, channels, 3, stride)
         self.bn1 = norm(channels)
         self.act1 = act()
-        self.conv2 = _conv(channels, channels, 3, 1)
+        self.conv2 = convolution(channels, channels, 3, 1)
         self.bn2 = norm(channels)
         self.drop_path = DropPath(drop_path)
-        self.downsample = _shortcut(in_channels, channels, stride, norm)
+        self.downsample = self.shortcut(in_channels, channels, stride, norm)
         self.act2 = act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,16 +87,16 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
-        self.conv1 = _conv(in_channels, channels, 1, 1)
+        self.conv1 = convolution(in_channels, channels, 1, 1)
         self.bn1 = norm(channels)
         self.act1 = act()
-        self.conv2 = _conv(channels, channels, 3, stride)
+        self.conv2 = convolution(channels, channels, 3, stride)
         self.bn2 = norm(channels)
         self.act2 = act()
-        self.conv3 = _conv(channels, out_channels, 1, 1)
+        self.conv3 = convolution(channels, out_channels, 1, 1)
         self.bn3 = norm(out_channels)
         self.drop_path = DropPath(drop_path)
-        self.downsample = _shortcut(in_channels, out_channels, stride, norm)
+        self.downsample = projection(in_channels, out_channels, stride, norm)
         self.act3 = act()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,7 +137,7 @@ class ResNet(nn.Module):
         super().__init__()
         imagenet = stem == "imagenet"
         self.min_size = 32 if imagenet else 8
-        self.conv1 = _conv(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1)
+        self.conv1 = convolution(in_channels, width, 7 if imagenet else 3, 2 if imagenet else 1)
         self.bn1 = norm(width)
         self.act = act()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else None
@@ -179,6 +196,7 @@ class ResNetBuilder(Protocol):
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> ResNet: ...
 
 
@@ -205,6 +223,8 @@ _DOC = """Build {title}.
         frozen_scale: Whether the norms' scales stay 1. Default False.
         batch_norm_eps: Added to the variance. Default 1e-5.
         batch_norm_momentum: Weight of the newest batch in the running statistics. Default 0.1.
+        ghost_batch_size: Images that share batch-norm statistics, at least 2; see
+            ``GhostBatchNorm2d``. Default None, the whole batch.
 
     Returns:
         A ``ResNet``: float [N, in_channels, H, W] to logits [N, num_classes].
@@ -238,10 +258,9 @@ def _builder(
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> ResNet:
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("in_channels", in_channels, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_choice("stem", stem, ("small", "imagenet"))
         check_fraction("drop_path", drop_path)
         check_fraction("dropout", dropout)
@@ -252,6 +271,7 @@ def _builder(
             frozen_scale=frozen_scale,
             batch_norm_eps=batch_norm_eps,
             batch_norm_momentum=batch_norm_momentum,
+            ghost_batch_size=ghost_batch_size,
         )
         model = ResNet(
             block,
@@ -266,11 +286,7 @@ def _builder(
             dropout=dropout,
         )
         if zero_init_residual:
-            for module in model.modules():
-                if isinstance(module, BasicBlock):
-                    nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
-                elif isinstance(module, Bottleneck):
-                    nn.init.zeros_(module.bn3.weight)  # type: ignore[arg-type]
+            zero_residuals_(model)
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -280,32 +296,12 @@ def _builder(
     return build
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        bias=False,
-    )
-
-
-def _shortcut(
-    in_channels: int, out_channels: int, stride: int, norm: MakeNorm
-) -> nn.Sequential | None:
-    if stride == 1 and in_channels == out_channels:
-        return None
-    return nn.Sequential(_conv(in_channels, out_channels, 1, stride), norm(out_channels))
-
-
-def check_zero_init(zero_init_residual: bool, *, frozen_scale: bool) -> None:
-    """Raise if scales start at 0 and stay there: the blocks' bodies would never count."""
-    if zero_init_residual and frozen_scale:
-        raise ValueError(
-            "zero_init_residual must be False with frozen_scale=True, whose scales of 0 would "
-            "never train, got zero_init_residual=True: leave one of them out"
-        )
+def zero_residuals_(model: nn.Module) -> None:
+    """Set the scale of each block's last norm to 0, so that the block starts as its shortcut."""
+    for module in model.modules():
+        if isinstance(module, BasicBlock | Bottleneck):
+            last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
+            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
 
 
 def init_convolutions_(model: nn.Module) -> None:

@@ -7,13 +7,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fasttricks._checks import check_integer, check_positive
+from fasttricks._checks import check_fraction, check_positive
 from fasttricks.models._activation import Activation
 from fasttricks.models._blocks import (
     ConvNormAct,
     PoolPlace,
     Residual,
     check_image_size,
+    check_sizes,
+    check_zero_init,
     global_max_pool,
     norm_and_act,
 )
@@ -32,6 +34,9 @@ class ResNet9(nn.Module):
         block: Makes a ``ConvNormAct`` from (in_channels, out_channels, pool=...).
         pool: Where the three pooling blocks pool, "first" or "last".
         logit_scale: Factor on the logits.
+        drop_path: Probability that an image skips the second residual pair; half as likely the
+            first.
+        dropout: Probability that a feature is dropped before the head.
 
     Attributes:
         head: The ``nn.Linear`` without bias.
@@ -50,14 +55,17 @@ class ResNet9(nn.Module):
         block: Callable[..., ConvNormAct],
         pool: PoolPlace,
         logit_scale: float,
+        drop_path: float = 0.0,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.prep = block(in_channels, width)
         self.layer1 = block(width, 2 * width, pool=pool)
-        self.residual1 = _residual(2 * width, block)
+        self.residual1 = _residual(2 * width, block, drop_path / 2)
         self.layer2 = block(2 * width, 4 * width, pool=pool)
         self.layer3 = block(4 * width, 8 * width, pool=pool)
-        self.residual3 = _residual(8 * width, block)
+        self.residual3 = _residual(8 * width, block, drop_path)
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8 * width, num_classes, bias=False)
         self.logit_scale = logit_scale
 
@@ -70,12 +78,13 @@ class ResNet9(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
-        logits: Tensor = self.head(global_max_pool(self.forward_features(images)))
+        logits: Tensor = self.head(self.dropout(global_max_pool(self.forward_features(images))))
         return logits * self.logit_scale
 
 
-def _residual(channels: int, block: Callable[..., ConvNormAct]) -> Residual:
-    return Residual(nn.Sequential(block(channels, channels), block(channels, channels)))
+def _residual(channels: int, block: Callable[..., ConvNormAct], drop_path: float) -> Residual:
+    body = nn.Sequential(block(channels, channels), block(channels, channels))
+    return Residual(body, drop_path=drop_path)
 
 
 def resnet9(
@@ -87,9 +96,13 @@ def resnet9(
     celu_alpha: float | None = None,
     logit_scale: float = 0.125,
     pool_first: bool = False,
+    zero_init_residual: bool = False,
+    drop_path: float = 0.0,
+    dropout: float = 0.0,
     frozen_scale: bool = False,
     batch_norm_eps: float = 1e-5,
     batch_norm_momentum: float = 0.1,
+    ghost_batch_size: int | None = None,
 ) -> ResNet9:
     """Build David Page's ResNet-9, the network of the DAWNBench CIFAR-10 records.
 
@@ -110,16 +123,24 @@ def resnet9(
             used 1/16.
         pool_first: Whether to pool before norm and activation: in the author's measurement a tenth
             less time an epoch for 0.1 points of accuracy. Default False.
+        zero_init_residual: Whether the residual pairs start as the identity; not with
+            ``frozen_scale``, which would keep them so. Default False.
+        drop_path: Probability that an image skips the second residual pair; half as likely the
+            first. Default 0.
+        dropout: Probability that a feature is dropped before the head. Default 0.
         frozen_scale: Whether the norms' scales stay 1. Default False.
         batch_norm_eps: Added to the variance. Default 1e-5.
         batch_norm_momentum: Weight of the newest batch in the running statistics. Default 0.1.
+        ghost_batch_size: Images that share batch-norm statistics, at least 2; see
+            ``GhostBatchNorm2d``. Default None, the whole batch.
 
     Returns:
         A ``ResNet9``: float [N, in_channels, H, W] of at least 8 x 8 pixels to logits
         [N, num_classes].
 
     Raises:
-        ValueError: If a number is out of its range or ``act`` isn't known.
+        ValueError: If a number is out of its range, ``zero_init_residual`` meets ``frozen_scale``,
+            or ``act`` isn't known.
         TypeError: If an argument has the wrong type.
 
     Example:
@@ -131,22 +152,30 @@ def resnet9(
     Reference:
         Page, "How to Train Your ResNet 4: Architecture" (2018) and "8: Bag of Tricks" (2019).
     """
-    check_integer("num_classes", num_classes, minimum=1)
-    check_integer("in_channels", in_channels, minimum=1)
-    check_integer("width", width, minimum=1)
+    check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
     check_positive("logit_scale", logit_scale)
+    check_fraction("drop_path", drop_path)
+    check_fraction("dropout", dropout)
+    check_zero_init(zero_init_residual, frozen_scale=frozen_scale)
     norm, activation = norm_and_act(
         act=act,
         celu_alpha=celu_alpha,
         frozen_scale=frozen_scale,
         batch_norm_eps=batch_norm_eps,
         batch_norm_momentum=batch_norm_momentum,
+        ghost_batch_size=ghost_batch_size,
     )
-    return ResNet9(
+    model = ResNet9(
         num_classes,
         in_channels,
         width=width,
         block=partial(ConvNormAct, norm=norm, act=activation),
         pool="first" if pool_first else "last",
         logit_scale=logit_scale,
+        drop_path=drop_path,
+        dropout=dropout,
     )
+    if zero_init_residual:
+        for residual in (model.residual1, model.residual3):
+            nn.init.zeros_(residual.body.get_parameter("1.norm.weight"))
+    return model

@@ -5,56 +5,59 @@ Shapes: N images, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasttricks._checks import check_fraction, check_integer
+from fasttricks._checks import check_fraction
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, global_mean_pool, norm_and_act
-from fasttricks.models._drop_path import DropPath
-from fasttricks.models._resnet import check_zero_init, init_convolutions_
+from fasttricks.models._blocks import (
+    Make,
+    MakeNorm,
+    check_image_size,
+    check_sizes,
+    check_zero_init,
+    convolution,
+    global_mean_pool,
+    norm_and_act,
+)
+from fasttricks.models._resnet import BasicBlock, init_convolutions_, zero_residuals_
 
-Make = Callable[[], nn.Module]
-MakeNorm = Callable[[int], nn.Module]
 
+class PaddedShortcut(nn.Module):
+    """Every other pixel, and new channels of zeros (the paper's option A, without weights).
 
-class PlainBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without weights (the paper's option A).
-
-    Where the size halves, the shortcut takes every other pixel and adds channels of zeros.
+    Args:
+        stride: From one pixel taken to the next.
+        new_channels: How many channels of zeros follow.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        *,
-        stride: int,
-        norm: MakeNorm,
-        act: Make,
-        drop_path: float,
-    ) -> None:
+    def __init__(self, stride: int, new_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = norm(channels)
-        self.act1 = act()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = norm(channels)
-        self.drop_path = DropPath(drop_path)
-        self.act2 = act()
         self.stride = stride
-        self.new_channels = channels - in_channels
+        self.new_channels = new_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        body = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        shortcut = x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
-        if self.new_channels:
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.new_channels))
-        out: Tensor = self.act2(shortcut + self.drop_path(body))
-        return out
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels))
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, new_channels={self.new_channels}"
+
+
+def _padded(
+    in_channels: int, out_channels: int, stride: int, norm: MakeNorm
+) -> PaddedShortcut | None:
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return PaddedShortcut(stride, out_channels - in_channels)
+
+
+class PlainBlock(BasicBlock):
+    """The block whose shortcut has no weights."""
+
+    shortcut = staticmethod(_padded)
 
 
 class CifarResNet(nn.Module):
@@ -84,7 +87,7 @@ class CifarResNet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.conv1 = convolution(in_channels, width, 3)
         self.bn1 = norm(width)
         self.act = act()
         stages, before = [], width
@@ -139,6 +142,7 @@ class CifarResNetBuilder(Protocol):
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> CifarResNet: ...
 
 
@@ -163,6 +167,8 @@ _DOC = """Build the ResNet-{depth} that He et al. made for CIFAR-10.
         frozen_scale: Whether the norms' scales stay 1. Default False.
         batch_norm_eps: Added to the variance. Default 1e-5.
         batch_norm_momentum: Weight of the newest batch in the running statistics. Default 0.1.
+        ghost_batch_size: Images that share batch-norm statistics, at least 2; see
+            ``GhostBatchNorm2d``. Default None, the whole batch.
 
     Returns:
         A ``CifarResNet``: float [N, in_channels, H, W] of at least 8 x 8 pixels to logits
@@ -192,10 +198,9 @@ def _builder(depth: int, parameters: int) -> CifarResNetBuilder:
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> CifarResNet:
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("in_channels", in_channels, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_fraction("drop_path", drop_path)
         check_fraction("dropout", dropout)
         check_zero_init(zero_init_residual, frozen_scale=frozen_scale)
@@ -205,6 +210,7 @@ def _builder(depth: int, parameters: int) -> CifarResNetBuilder:
             frozen_scale=frozen_scale,
             batch_norm_eps=batch_norm_eps,
             batch_norm_momentum=batch_norm_momentum,
+            ghost_batch_size=ghost_batch_size,
         )
         model = CifarResNet(
             (depth - 2) // 6,
@@ -217,9 +223,7 @@ def _builder(depth: int, parameters: int) -> CifarResNetBuilder:
             dropout=dropout,
         )
         if zero_init_residual:
-            for module in model.modules():
-                if isinstance(module, PlainBlock):
-                    nn.init.zeros_(module.bn2.weight)  # type: ignore[arg-type]
+            zero_residuals_(model)
         return model
 
     build.__name__ = build.__qualname__ = f"resnet{depth}"

@@ -7,9 +7,16 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from fasttricks._checks import check_choice, check_integer, check_positive
+from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
-from fasttricks.models._blocks import ConvNormAct, check_image_size, global_max_pool, norm_and_act
+from fasttricks.models._blocks import (
+    ConvNormAct,
+    Make,
+    check_image_size,
+    check_sizes,
+    global_max_pool,
+    norm_and_act,
+)
 from fasttricks.models._initialisation import dirac_, scale_head_
 
 
@@ -26,6 +33,7 @@ class SpeedrunNet(nn.Module):
         block: Makes a ``ConvNormAct`` from (in_channels, out_channels, pool=...).
         whiten_act: Makes the activation after the whitening.
         logit_scale: Factor on the logits.
+        dropout: Probability that a feature is dropped before the head.
 
     Attributes:
         whiten: The 2 x 2 ``nn.Conv2d``: weight frozen, bias trainable.
@@ -42,8 +50,9 @@ class SpeedrunNet(nn.Module):
         *,
         widths: Sequence[int],
         block: Callable[..., ConvNormAct],
-        whiten_act: Callable[[], nn.Module],
+        whiten_act: Make,
         logit_scale: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         whitened = 2 * in_channels * 2 * 2
@@ -57,6 +66,7 @@ class SpeedrunNet(nn.Module):
                 for before, after in zip((whitened, *widths), widths, strict=False)
             )
         )
+        self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(widths[-1], num_classes, bias=False)
         self.logit_scale = logit_scale
         self.min_size = 2 ** len(widths)
@@ -70,7 +80,7 @@ class SpeedrunNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
-        logits: Tensor = self.head(global_max_pool(self.forward_features(images)))
+        logits: Tensor = self.head(self.dropout(global_max_pool(self.forward_features(images))))
         return logits * self.logit_scale
 
     def reset_parameters(self) -> None:
@@ -101,9 +111,11 @@ def speedrun_net(
     whiten_act: Activation | None = None,
     celu_alpha: float | None = None,
     logit_scale: float | None = None,
+    dropout: float = 0.0,
     frozen_scale: bool = True,
     batch_norm_eps: float = 1e-3,
     batch_norm_momentum: float = 0.4,
+    ghost_batch_size: int | None = None,
 ) -> SpeedrunNet:
     """Build the network of Keller Jordan's airbench94_muon, the CIFAR-10 speed run.
 
@@ -123,11 +135,14 @@ def speedrun_net(
         celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.3, tuned by Page for
             frozen scales, or 0.075 if they are trained.
         logit_scale: Factor on the logits, above 0. None is ``1 / widths[-1]``.
+        dropout: Probability that a feature is dropped before the head. Default 0.
         frozen_scale: Whether the norms' scales stay 1. Default True.
         batch_norm_eps: Added to the variance. Default 1e-3; the original's 1e-12 fails on images
             with constant channels (grey ones stored as RGB), whose rounding errors it blows up.
         batch_norm_momentum: Weight of the newest batch in the running statistics: 0.4, high
             because a run has a few hundred steps.
+        ghost_batch_size: Images that share batch-norm statistics, at least 2; see
+            ``GhostBatchNorm2d``. Default None, the whole batch.
 
     Returns:
         A ``SpeedrunNet``: float [N, in_channels, H, W] of at least 8 x 8 pixels (three groups) to
@@ -150,20 +165,21 @@ def speedrun_net(
         Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv 2404.00498, section 3, and
         airbench94_muon.py of github.com/KellerJordan/cifar10-airbench.
     """
-    check_integer("num_classes", num_classes, minimum=1)
-    check_integer("in_channels", in_channels, minimum=1)
+    check_sizes(num_classes=num_classes, in_channels=in_channels)
     _check_widths(widths)
     if isinstance(whiten_act, str):
         check_choice("whiten_act", whiten_act, ACTIVATIONS)
     if logit_scale is None:
         logit_scale = 1 / widths[-1]
     check_positive("logit_scale", logit_scale)
+    check_fraction("dropout", dropout)
     norm, activation = norm_and_act(
         act=act,
         celu_alpha=celu_alpha,
         frozen_scale=frozen_scale,
         batch_norm_eps=batch_norm_eps,
         batch_norm_momentum=batch_norm_momentum,
+        ghost_batch_size=ghost_batch_size,
     )
     return SpeedrunNet(
         num_classes,
@@ -172,6 +188,7 @@ def speedrun_net(
         block=partial(ConvNormAct, norm=norm, act=activation),
         whiten_act=activation if whiten_act is None else partial(make_activation, whiten_act),
         logit_scale=logit_scale,
+        dropout=dropout,
     )
 
 

@@ -5,14 +5,22 @@ The features are laid out and named as torchvision's ``vgg*_bn``. Shapes: N imag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from fasttricks._checks import check_fraction, check_integer
+from fasttricks._checks import check_fraction
 from fasttricks.models._activation import Activation
-from fasttricks.models._blocks import check_image_size, global_mean_pool, halve, norm_and_act
+from fasttricks.models._blocks import (
+    Make,
+    MakeNorm,
+    check_image_size,
+    check_sizes,
+    global_mean_pool,
+    halve,
+    norm_and_act,
+)
 from fasttricks.models._resnet import init_convolutions_
 
 
@@ -45,8 +53,8 @@ class VGG(nn.Module):
         in_channels: int,
         *,
         width: int,
-        norm: Callable[[int], nn.Module],
-        act: Callable[[], nn.Module],
+        norm: MakeNorm,
+        act: Make,
         dropout: float,
     ) -> None:
         super().__init__()
@@ -94,6 +102,7 @@ class VGGBuilder(Protocol):
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> VGG: ...
 
 
@@ -114,6 +123,8 @@ _DOC = """Build VGG-{depth} with batch norm for small images.
         frozen_scale: Whether the norms' scales stay 1. Default False.
         batch_norm_eps: Added to the variance. Default 1e-5.
         batch_norm_momentum: Weight of the newest batch in the running statistics. Default 0.1.
+        ghost_batch_size: Images that share batch-norm statistics, at least 2; see
+            ``GhostBatchNorm2d``. Default None, the whole batch.
 
     Returns:
         A ``VGG``: float [N, in_channels, H, W] of at least 8 x 8 pixels to logits
@@ -141,10 +152,9 @@ def _builder(depth: int, convolutions: Sequence[int], parameters: int) -> VGGBui
         frozen_scale: bool = False,
         batch_norm_eps: float = 1e-5,
         batch_norm_momentum: float = 0.1,
+        ghost_batch_size: int | None = None,
     ) -> VGG:
-        check_integer("num_classes", num_classes, minimum=1)
-        check_integer("in_channels", in_channels, minimum=1)
-        check_integer("width", width, minimum=1)
+        check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
         check_fraction("dropout", dropout)
         norm, activation = norm_and_act(
             act=act,
@@ -152,6 +162,7 @@ def _builder(depth: int, convolutions: Sequence[int], parameters: int) -> VGGBui
             frozen_scale=frozen_scale,
             batch_norm_eps=batch_norm_eps,
             batch_norm_momentum=batch_norm_momentum,
+            ghost_batch_size=ghost_batch_size,
         )
         return VGG(
             convolutions,

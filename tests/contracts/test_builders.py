@@ -207,6 +207,39 @@ def test_bad_arguments_are_named(build, options, error, message):
         build(**options)
 
 
+def test_every_norm_takes_the_ghost_batch_size(build):
+    norms = [m for m in build(ghost_batch_size=2).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(type(m) is models.GhostBatchNorm2d and m.ghost_batch_size == 2 for m in norms)
+
+
+def test_dropout_drops_features_before_the_head(build):
+    model = build(dropout=0.5)
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    plain = build()
+    plain.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    for network in (model, plain):
+        network(images(64))
+    dropped, kept = seen
+    gone = dropped == 0
+    assert 0.4 < gone[kept != 0].float().mean() < 0.6
+    torch.testing.assert_close(dropped[~gone], 2 * kept[~gone])
+    with pytest.raises(ValueError, match="dropout must be between 0 and 1, got dropout=2"):
+        build(dropout=2)
+
+
+def test_exported_to_onnx_the_outputs_are_equal(build, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model, x = build().eval(), images()
+    path = tmp_path / "model.onnx"
+    torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_options_are_refused(build):
     with pytest.raises(TypeError, match="num_clases"):
         build(num_clases=3)

@@ -21,7 +21,7 @@ def test_stages_are_the_children_with_shapes_and_shares():
     model = resnet9(width=8)
     model.prep.train()
     result = summary(model, (3, 16, 16), batch_size=2)
-    names = ["prep", "layer1", "residual1", "layer2", "layer3", "residual3", "head"]
+    names = ["prep", "layer1", "residual1", "layer2", "layer3", "residual3", "dropout", "head"]
     assert [stage.name for stage in result.stages] == names
     assert result.stages[0].output_shape == (2, 8, 16, 16)
     assert result.stages[-1].output_shape == (2, 10)
