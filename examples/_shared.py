@@ -1,4 +1,4 @@
-"""What the examples share: the command line, the data with its stand-in, errors in one line."""
+"""What the examples share: the command line, the data with its stand-in, the article's loader."""
 
 from __future__ import annotations
 
@@ -69,6 +69,14 @@ def check(name: str, value: float, *, above: float = 0, most: float = 1e9) -> No
         raise ValueError(f"{name} must be greater than {above} and at most {most:g}, got {value:g}")
 
 
+def choose_device(args: argparse.Namespace) -> str:
+    """Return the device that is asked for, ready for training in the precision asked for."""
+    device = ft.choose_device(args.device)
+    ft.Precision(args.precision, device=device)  # raises if it is not to be had there
+    ft.keep_freed_memory()
+    return device
+
+
 def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.ImageSet, bool]:
     """Return the training set, the test set, and whether they are digits in CIFAR-10's place."""
     try:
@@ -85,3 +93,17 @@ def show_loading(done: int, total: int, what: str) -> None:
     """Show on a terminal how far reading has come."""
     if sys.stdout.isatty():
         print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", flush=True)
+
+
+def article_loader(
+    train: ft.ImageSet, batch_size: int, *, flips: bool, device: str, seed: int
+) -> ft.DeviceLoader:
+    """Return the article's loader: padding by 4, flips, Cutout 8."""
+    transforms = [
+        ft.RandomTranslate(4),
+        *([ft.RandomHorizontalFlip()] if flips else []),
+        ft.Normalize(*train.mean_std()),
+        ft.Cutout(8),
+    ]
+    options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
+    return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)

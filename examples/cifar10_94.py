@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import DIGITS, Parser, check, errors_in_one_line, load
+from _shared import DIGITS, Parser, check, choose_device, errors_in_one_line, load
 
 import fasttricks as ft
 
@@ -196,8 +196,7 @@ def run(args: argparse.Namespace) -> None:
     recipe = RECIPES[args.recipe]
     if args.resume and args.output is None:
         raise ValueError("--resume must come with --output, the folder of the run, got none")
-    device = ft.choose_device(args.device)
-    ft.Precision(args.precision, device=device)  # raises if it is not to be had there
+    device = choose_device(args)
     target = 94.0 if args.target is None else args.target
     epochs = recipe.epochs if args.epochs is None else args.epochs
     check("--epochs", epochs, above=0, most=1e6)

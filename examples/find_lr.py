@@ -14,26 +14,12 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from _shared import Parser, check, errors_in_one_line, load
+from _shared import Parser, article_loader, check, choose_device, errors_in_one_line, load
 
 import fasttricks as ft
 from fasttricks.lr_range_test import RULES
 
 GRID = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6, 2.4)
-
-
-def make_loader(
-    train: ft.ImageSet, batch_size: int, *, flips: bool, device: str, seed: int
-) -> ft.DeviceLoader:
-    """Return the article's loader: padding by 4, flips, Cutout 8."""
-    transforms = [
-        ft.RandomTranslate(4),
-        *([ft.RandomHorizontalFlip()] if flips else []),
-        ft.Normalize(*train.mean_std()),
-        ft.Cutout(8),
-    ]
-    options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
-    return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)
 
 
 def make_trainer(
@@ -82,8 +68,7 @@ def train_at(
 
 def run(args: argparse.Namespace) -> None:
     """For each batch size: range test, picture, training."""
-    args.device = ft.choose_device(args.device)
-    ft.Precision(args.precision, device=args.device)
+    args.device = choose_device(args)
     check("--epochs", args.epochs, most=1e6)
     check("--images", args.images)
     check("--width", args.width)
@@ -107,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         size = min(batch_size, len(rest) // 4)
         options = {"flips": not is_digits, "device": args.device}
         seeds = range(args.seed, args.seed + args.seeds)
-        loaders = [make_loader(rest, size, seed=seed, **options) for seed in seeds]
+        loaders = [article_loader(rest, size, seed=seed, **options) for seed in seeds]
         print(f"batch size {size}: {rest}, {args.epochs:g} epochs", flush=True)
         test = ft.lr_range_test(make_trainer(args, rest, args.seed), loader=loaders[0])
         picture = folder / f"range-test-{batch_size}.png"

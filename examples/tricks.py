@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from _shared import Parser, check, errors_in_one_line, load
+from _shared import Parser, check, choose_device, errors_in_one_line, load
 
 import fasttricks as ft
 
@@ -122,8 +122,7 @@ def train_once(
 
 def run(args: argparse.Namespace) -> None:
     """Train all on, then with each trick turned round, seed by seed, and say what it was worth."""
-    args.device = ft.choose_device(args.device)
-    ft.Precision(args.precision, device=args.device)
+    args.device = choose_device(args)
     for name in ("images", "epochs", "batch_size", "seeds", "cutout_size"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, args.is_digits = load(args.data, may_stand_in=True)

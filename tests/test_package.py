@@ -71,6 +71,7 @@ PUBLIC_NAMES = {
     "distributed",
     "evaluate",
     "exp_range",
+    "keep_freed_memory",
     "linear",
     "load_data",
     "lr_range_test",

@@ -9,6 +9,7 @@ from fasttricks.engine._evaluate import Evaluation, evaluate, predict
 from fasttricks.engine._files import replacing, write_json
 from fasttricks.engine._history import History
 from fasttricks.engine._loggers import JSONLines, TensorBoard
+from fasttricks.engine._malloc import keep_freed_memory
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._profile import StepProfile, profile_steps
@@ -36,6 +37,7 @@ __all__ = [
     "distributed",
     "evaluate",
     "find_batch_size",
+    "keep_freed_memory",
     "predict",
     "preserve_training_state",
     "profile_steps",
