@@ -115,6 +115,7 @@ PUBLIC_NAMES = {
     "resnet44",
     "resnet50",
     "resnet56",
+    "use_winograd_",
     "vgg11",
     "vgg13",
     "vgg16",

@@ -36,6 +36,7 @@ from fasttricks.models._resnet_cifar import (
 from fasttricks.models._speedrun import SpeedrunNet, speedrun_net
 from fasttricks.models._summary import ModelSummary, Stage, summary
 from fasttricks.models._vgg import VGG, vgg11, vgg13, vgg16, vgg19
+from fasttricks.models._winograd import WinogradConv2d, use_winograd_
 
 __all__ = [
     "ACTIVATIONS",
@@ -52,6 +53,7 @@ __all__ = [
     "Residual",
     "SpeedrunNet",
     "Stage",
+    "WinogradConv2d",
     "batch_norm",
     "build",
     "dirac_",
@@ -76,6 +78,7 @@ __all__ = [
     "scale_head_",
     "speedrun_net",
     "summary",
+    "use_winograd_",
     "vgg11",
     "vgg13",
     "vgg16",

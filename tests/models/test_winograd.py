@@ -1,0 +1,167 @@
+"""Winograd's convolution against torch's: exactly in float64, within its rounding in bf16."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fasttricks.models import WinogradConv2d, resnet9, speedrun_net, use_winograd_
+from fasttricks.models._winograd import _Winograd, best_tile, winograd_matrices
+
+sizes = st.integers(1, 17)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(rows=sizes, columns=sizes, m=st.sampled_from([3, 4]), n=st.integers(1, 3))
+def test_outputs_and_gradients_equal_torchs_in_float64(rows, columns, m, n):
+    x, weight, grad = draw(n, 3, rows, columns), draw(5, 3, 3, 3, seed=1), draw(n, 5, rows, columns)
+    results = []
+    for function in (lambda x, w: F.conv2d(x, w, padding=1), lambda x, w: _Winograd.apply(x, w, m)):
+        x_, weight_ = x.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+        y = function(x_, weight_)
+        y.backward(grad)
+        results.append((y, x_.grad, weight_.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("m", [3, 4])
+def test_the_matrices_make_a_short_convolution(m):
+    a, g, b = winograd_matrices(m)
+    x, w = draw(m + 2), draw(3, seed=1)
+    expected = torch.tensor([sum(x[i + j] * w[j] for j in range(3)) for i in range(m)])
+    torch.testing.assert_close(a @ ((g @ w) * (b @ x)), expected.double())
+    torch.testing.assert_close(b.norm(dim=1), torch.ones(m + 2).double())
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [((7, 7), 4), ((6, 6), 3), ((15, 15), 4), ((3, 3), 3), ((5, 5), 3), ((1, 1), None)],
+)
+def test_the_tile_with_the_fewest_multiplications_is_taken(shape, tile):
+    assert best_tile(*shape) == tile
+
+
+def both(channels=128):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    fast = WinogradConv2d(channels, channels)
+    fast.load_state_dict(plain.state_dict())
+    return plain, fast
+
+
+@pytest.mark.parametrize("size", [3, 6, 7, 12])
+def test_in_bf16_it_is_near_torchs_and_another_way(size):
+    plain, fast = both()
+    x = F.silu(draw(4, 128, size, size)).float()
+    grad = draw(4, 128, size, size, seed=2).float()
+    results = []
+    for conv in (plain, fast):
+        x_ = x.clone().requires_grad_(True)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x_)
+        assert y.dtype == torch.bfloat16
+        y.backward(grad.bfloat16())
+        results.append([t.float() for t in (y, x_.grad, conv.weight.grad)])
+    for expected, found in zip(*results, strict=True):
+        assert not torch.equal(found, expected)
+        assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_outputs_are_channels_last():
+    _, fast = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = fast(torch.randn(2, 128, 7, 7))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("why", ["fp32", "evaluation", "no gradients", "small map"])
+def test_elsewhere_it_is_torchs_convolution(why):
+    plain, fast = both()
+    x = torch.randn(2, 128, 7, 7)
+    if why == "evaluation":
+        fast.eval()
+    if why == "small map":
+        x = x[:, :, :1]
+    with (
+        torch.autocast("cpu", torch.bfloat16, enabled=why != "fp32"),
+        torch.set_grad_enabled(why != "no gradients"),
+    ):
+        assert torch.equal(fast(x), plain(x))
+
+
+def test_a_frozen_weight_and_a_constant_input_get_no_gradient():
+    _, fast = both()
+    x = torch.randn(2, 128, 7, 7)
+    fast.weight.requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fast(x).requires_grad
+        fast(x.requires_grad_(True)).sum().backward()
+    assert fast.weight.grad is None
+    assert x.grad is not None
+
+
+def test_networks_keep_their_parameters_names_and_hooks_on_them():
+    model = speedrun_net(widths=(16, 128, 128))
+    twin = copy.deepcopy(model)
+    before = dict(model.named_parameters())
+    assert use_winograd_(model) == 3  # 128 channels to 128
+    after = dict(model.named_parameters())
+    assert list(before) == list(after)
+    assert all(after[name] is before[name] for name in before)
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(model.eval()(x), twin.eval()(x))
+    assert use_winograd_(model) == 0
+
+
+def test_training_learns_as_well():
+    torch.manual_seed(0)
+    x, y = torch.randn(64, 3, 16, 16), torch.arange(64) % 10
+    losses = []
+    for winograd in (False, True):
+        torch.manual_seed(1)
+        model = resnet9(width=16).to(memory_format=torch.channels_last)
+        if winograd:
+            assert use_winograd_(model, min_channels=32) == 6
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(8):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(model(x).float(), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert losses[1] < 1.9  # ln 10 = 2.3 at the start
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(128, 128, 3, bias=False),
+        nn.Conv2d(128, 128, 3, padding=1),
+        nn.Conv2d(128, 128, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(128, 128, 3, padding=1, groups=2, bias=False),
+        nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect", bias=False),
+        nn.Conv2d(128, 128, 1, padding=1, bias=False),
+        nn.Conv2d(64, 128, 3, padding=1, bias=False),
+    ],
+)
+def test_other_convolutions_stay(conv):
+    model = nn.Sequential(conv)
+    assert use_winograd_(model) == 0
+    assert model[0] is conv
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="min_channels must be at least 1, got min_channels=0"):
+        use_winograd_(nn.Identity(), min_channels=0)
