@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -30,7 +31,7 @@ def one_cycle(max_lr: float, steps: int) -> ft.Schedule:
 
 def halved(max_lr: float, steps: int) -> ft.Schedule:
     """Halve after each third of the run, as the article did after every 30 epochs of 100."""
-    return ft.step_decay(max_lr, every=max(1, steps // 3))
+    return ft.step_decay(max_lr, every=math.ceil(steps / 3))
 
 
 def triangular(max_lr: float, steps: int) -> ft.Schedule:
@@ -130,7 +131,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             panel.plot(seconds, means, marker="o", markersize=3, label=name)
     panel.set(xlabel="seconds of training", ylabel="held-out accuracy (%)")
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False)
+    if panel.lines:  # not every training diverged
+        panel.legend(frameon=False)
     figure.savefig(path, dpi=120)
 
 

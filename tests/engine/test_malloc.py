@@ -25,9 +25,10 @@ def use():
     for megabytes in (96, 48):
         torch.ones(megabytes * 2**18).sum()
 
-use()
+for _ in range(3):  # the heap takes its shape
+    use()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
+for _ in range(8):
     use()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -42,13 +43,13 @@ def page_faults(*words):
 def test_freed_memory_is_used_again_without_page_faults():
     usual, kept = page_faults(), page_faults("keep")
     # Pages of 4 KiB, or of up to 2 MiB where the system joins them.
-    assert usual >= 4 * 144 / 2
-    assert kept < usual / 20
+    assert usual >= 8 * 144 / 2
+    assert kept < usual / 4
 
 
 @needs_glibc
 def test_it_can_be_taken_back():
-    assert page_faults("keep", "give") > 10 * page_faults("keep")
+    assert page_faults("keep", "give") > 4 * page_faults("keep")
 
 
 def test_elsewhere_nothing_happens(monkeypatch):

@@ -36,25 +36,15 @@ def test_contenders_differ_in_what_the_contest_is_about(run, npz, tmp_path):
     runs = json.loads((tmp_path / "run" / "record.json").read_text())["runs"]
     rates = {name: [row["lr"] for row in rows[0]["history"]] for name, rows in runs.items()}
     assert rates["constant"] == [0.4, 0.4]
-    assert rates["halved"] == [0.2, 0.1]  # 10 updates: halved after 3, 6 and 9
+    assert rates["halved"] == [0.2, 0.1]  # of 10 updates: halved after 4 and 8
     assert rates["one cycle"][0] > rates["one cycle"][1]
 
 
 def test_a_training_that_diverges_counts_as_0(run, npz, tmp_path):
-    code, _, _ = run(
-        "schedules",
-        "--data",
-        npz,
-        "--seeds",
-        1,
-        *SMALL,
-        "--max-lr",
-        1e5,
-        "--output",
-        tmp_path / "r",
-    )
+    too_high = ["--seeds", 1, "--max-lr", 1e5, *SMALL, "--output", tmp_path / "run"]
+    code, _, _ = run("schedules", "--data", npz, *too_high)
     assert code == 0
-    record = json.loads((tmp_path / "r" / "record.json").read_text())
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
     failed = [one for (one,) in record["runs"].values() if "error" in one]
     assert failed
     assert {one["accuracy"] for one in failed} == {0.0}
