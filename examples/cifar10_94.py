@@ -70,7 +70,7 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     )
     some = torch.randperm(len(train), generator=torch.Generator().manual_seed(plan.seed))[:5000]
     ft.whiten_(model.whiten, normalize(train.images[some]))
-    model.to(plan.device)
+    ft.use_winograd_(model.to(plan.device))
 
     # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
     # Rate times weight decay is 1e-6 an image. The numbers are those of Hiverge (2025).
@@ -115,7 +115,7 @@ def article(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
         ft.Cutout(8),
     )
     model = ft.resnet9(plan.train.num_classes, in_channels=plan.train.channels, act="celu")
-    model.to(plan.device)
+    ft.use_winograd_(model.to(plan.device))
     max_lr = 0.4 * plan.batch_size / 512
     sgd = torch.optim.SGD(
         model.parameters(), lr=max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4

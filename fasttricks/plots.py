@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fasttricks._checks import check_integer
+from fasttricks._checks import check_choice, check_integer
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
 
 if TYPE_CHECKING:
@@ -23,35 +23,41 @@ if TYPE_CHECKING:
 __all__ = ["plot_history", "plot_range_test", "preview_augmentation"]
 
 
-def plot_history(history: History) -> Figure:
-    """Draw a run's loss, accuracy and learning rate against its updates, side by side.
+# The columns that a run can be drawn against, and what stands under the picture.
+_PROGRESS = {"step": "update", "epoch": "epoch", "train_seconds": "seconds of training"}
+
+
+def plot_history(history: History, *, x: str = "step") -> Figure:
+    """Draw a run's loss, accuracy and learning rate against its progress, side by side.
 
     Args:
         history: At least one row.
+        x: What to draw against: "step" (updates, the default), "epoch" or "train_seconds".
 
     Returns:
         A matplotlib figure that belongs to no window: show it in a notebook, or save it.
 
     Raises:
-        ValueError: If the history is empty.
+        ValueError: If the history is empty or ``x`` is none of these.
         ImportError: If matplotlib is not installed.
     """
+    check_choice("x", x, _PROGRESS)
     if not len(history):
         raise ValueError("history must hold at least one epoch, got an empty one; call fit first")
     figure = _new_figure(figsize=(11, 3.4))
     panels = figure.subplots(1, 3)
-    steps = history["step"]
+    places = history[x]
     for panel, name, scale in ((panels[0], "loss", 1), (panels[1], "accuracy", 100)):
         # The training loss is the one that is minimised, label smoothing and all.
         training = "training objective" if name == "loss" else "training"
         for column, label in ((name, training), (f"val_{name}", "validation")):
             if column in history.columns:
                 values = [None if value is None else scale * value for value in history[column]]
-                panel.plot(steps, values, marker="o", markersize=3, label=label)
+                panel.plot(places, values, marker="o", markersize=3, label=label)
         panel.legend(frameon=False)
-    panels[2].plot(steps, history["lr"], color="tab:green", marker="o", markersize=3)
+    panels[2].plot(places, history["lr"], color="tab:green", marker="o", markersize=3)
     for panel, title in zip(panels, ("loss", "accuracy (%)", "learning rate"), strict=True):
-        panel.set(title=title, xlabel="update")
+        panel.set(title=title, xlabel=_PROGRESS[x])
         panel.grid(alpha=0.3)
     return figure
 

@@ -26,6 +26,25 @@ def test_the_lines_hold_the_historys_columns():
     ]
 
 
+@pytest.mark.parametrize(
+    ("x", "places", "label"),
+    [("epoch", [1, 2], "epoch"), ("train_seconds", [3.5, 7.25], "seconds of training")],
+)
+def test_a_run_is_drawn_against_its_epochs_or_its_seconds(x, places, label):
+    history = History()
+    for epoch, seconds in ((1, 3.5), (2, 7.25)):
+        row = {"epoch": epoch, "step": 5 * epoch, "train_seconds": seconds}
+        history.append(row | {"lr": 0.4, "loss": 2.0, "accuracy": 0.2})
+    for panel in history.plot(x=x).axes:
+        assert list(panel.lines[0].get_xdata()) == places
+        assert panel.get_xlabel() == label
+
+
+def test_a_run_is_drawn_against_nothing_else():
+    with pytest.raises(ValueError, match="x must be one of 'step', 'epoch', .*x='hours'"):
+        plot_history(History(), x="hours")
+
+
 def test_an_empty_history_is_refused():
     with pytest.raises(ValueError, match="at least one epoch"):
         plot_history(History())

@@ -85,8 +85,11 @@ class History:
             raise ImportError("to_pandas needs pandas; pip install pandas") from error
         return DataFrame(self.rows, columns=self.columns)
 
-    def plot(self) -> Figure:
-        """Draw loss, accuracy and learning rate against the updates; needs matplotlib."""
+    def plot(self, *, x: str = "step") -> Figure:
+        """Draw loss, accuracy and learning rate against "step", "epoch" or "train_seconds".
+
+        See ``fasttricks.plots.plot_history``; needs matplotlib.
+        """
         from fasttricks.plots import plot_history
 
-        return plot_history(self)
+        return plot_history(self, x=x)

@@ -1,12 +1,15 @@
 """3 x 3 convolutions by Winograd's algorithm: a third of the multiplications, for a CPU's bf16.
 
 Legend: N images of H x W pixels, C channels in, K out, m the side of an output tile, n = m + 2 that
-of the input tile it needs, T tiles in all images together.
+of the input tile it needs. Tiles are worked off a row of them at a time, a strip.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
+from statistics import harmonic_mean
 from typing import Any
 
 import torch
@@ -16,9 +19,12 @@ from typing_extensions import override
 
 from fasttricks._checks import check_integer
 
-# Pairs of these signs and sizes keep the errors of bf16 the smallest of those tried: 1.3 % of the
+# Pairs of these signs and sizes keep the errors of bf16 the smallest of those tried: 1.7 % of the
 # output's norm for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %.
 _POINTS = {3: (0.0, 1.0, -1.0, 2.0), 4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5)}
+
+# A strip's matrices grow with the square of its width.
+_WIDEST = 16
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -26,9 +32,10 @@ class WinogradConv2d(nn.Conv2d):
 
     While training under bf16 autocast on a CPU it cuts the images into tiles of m x m pixels,
     transforms tiles and weights, multiplies, and transforms back; its gradients come the same way.
-    Results differ from those of ``nn.Conv2d`` by rounding, 1 to 2 % of their norm where bf16 itself
-    rounds 0.3 %. In evaluation, in any other precision, elsewhere, and for maps where it does not
-    pay, it is ``nn.Conv2d``. It needs more memory, for the transformed images.
+    Results differ from those of ``nn.Conv2d`` by rounding, about 2 % of their norm where bf16
+    itself rounds 0.3 %. In evaluation, in any other precision, elsewhere, and for maps of one pixel
+    or wider than 16, it is ``nn.Conv2d``. It keeps the transformed images for the backward pass,
+    two to three times the input.
 
     Args:
         in_channels: C.
@@ -85,7 +92,7 @@ class WinogradConv2d(nn.Conv2d):
         return best_tile(*x.shape[2:]) if applies else None
 
 
-def use_winograd_(model: nn.Module, *, min_channels: int = 128) -> int:
+def use_winograd_(model: nn.Module, *, min_channels: int = 96) -> int:
     """Put a ``WinogradConv2d`` in the place of every convolution that it is for, in place.
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The parameters stay the same
@@ -93,8 +100,9 @@ def use_winograd_(model: nn.Module, *, min_channels: int = 128) -> int:
 
     Args:
         model: The network.
-        min_channels: Fewest channels in and out; with fewer, the transforms cost more than the
-            multiplications save. Default 128.
+        min_channels: Fewest channels, as the harmonic mean of those in and out: what is saved goes
+            with their product, what the transforms cost with their sum. Default 96, which takes
+            64 to 192 and leaves 64 to 128.
 
     Returns:
         How many were replaced; 0 is no error.
@@ -129,124 +137,169 @@ def _fits(conv: nn.Conv2d, min_channels: int) -> bool:
         and conv.padding_mode == "zeros"
         and conv.groups == 1
         and conv.bias is None
-        and min(conv.in_channels, conv.out_channels) >= min_channels
+        and harmonic_mean([conv.in_channels, conv.out_channels]) >= min_channels
     )
 
 
 def best_tile(rows: int, columns: int) -> int | None:
-    """Return the side of the output tiles that multiplies least, or None if little is saved."""
-    costs = {m: -(-rows // m) * -(-columns // m) * (m + 2) ** 2 for m in _POINTS}
+    """Return the side of the output tiles that multiplies least, or None if it does not pay."""
+    if columns > _WIDEST:
+        return None
+    costs = {
+        m: -(-columns // m) * (m + 2) * sum(height + 2 for _, height in _heights(rows, m))
+        for m in _POINTS
+    }
     m = min(costs, key=costs.__getitem__)
     return m if costs[m] < 0.5 * 9 * rows * columns else None
 
 
 @lru_cache
-def winograd_matrices(m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return A [m, n], G [n, 3], B [n, n] with conv(x, w) = A [(G w) * (B x)], in float64.
+def winograd_matrices(m: int, outputs: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return A [k, n], G [n, 3], B [n, n] with conv(x, w) = A [(G w) * (B x)], in float64.
 
-    Each polynomial is told by its values at n - 1 points and its leading coefficient; B's rows are
-    brought to norm 1, and G's to its reciprocal, which keeps what is rounded in range.
+    k is m, or fewer outputs, which take the first n = k + 2 of m's points and rows of its G. Each
+    polynomial is told by its leading coefficient and its values at n - 1 points; the rows of m's B
+    are brought to norm 1, and G's to its reciprocal, which keeps what is rounded in range.
     """
+    k = m if outputs is None else outputs
+    inverse = torch.linalg.inv(_values(m, m + 2)).T
+    norms = inverse.norm(dim=1, keepdim=True)[: k + 2]
+    inverse = torch.linalg.inv(_values(m, k + 2)).T
+    return _values(m, k, k + 2).T, _values(m, 3, k + 2) * norms, inverse / norms
+
+
+def _values(m: int, length: int, count: int | None = None) -> Tensor:
+    """[count, length]: a polynomial's leading coefficient and values, from its coefficients."""
     points = torch.tensor(_POINTS[m], dtype=torch.float64)
-    n = m + 2
+    leading = torch.zeros(1, length, dtype=torch.float64)
+    leading[0, -1] = 1
+    return torch.cat([leading, points[:, None] ** torch.arange(length)])[: count or length]
 
-    def values(length: int) -> Tensor:
-        leading = torch.zeros(1, length, dtype=torch.float64)
-        leading[0, -1] = 1
-        return torch.cat([points[:, None] ** torch.arange(length), leading])
 
-    inverse = torch.linalg.inv(values(n)).T
-    norms = inverse.norm(dim=1, keepdim=True)
-    return values(m).T, values(3) * norms, inverse / norms
+@dataclass(frozen=True)
+class _Strip:
+    """A row of tiles: the pixels it reads and writes, of a map's H * W, and its matrices.
+
+    a [pixels written, points * tiles] and b [points * tiles, pixels read]: the pieces are ordered
+    by the polynomials' point in rows and columns first, then by the tile. A strip of fewer rows
+    than m takes the first of all n * n points.
+    """
+
+    points: int
+    read: slice
+    written: slice
+    a: Tensor
+    b: Tensor
 
 
 @lru_cache
-def _on_tiles(m: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The matrices for flattened tiles: A [m * m, n * n], G [n * n, 9], B [n * n, n * n]."""
-    a, g, b = (torch.kron(matrix, matrix) for matrix in winograd_matrices(m))
-    return (
-        a.to(dtype),
-        g.to(torch.float64 if dtype == torch.float64 else torch.float32),
-        b.to(dtype),
-    )
+def _strips(m: int, rows: int, columns: int, dtype: torch.dtype) -> tuple[_Strip, ...]:
+    """Cut a map into rows of tiles; pixels outside are zero, so that no matrix has them."""
+    a, _, b = winograd_matrices(m)
+    n, across = m + 2, -(-columns // m)
+    to_columns = torch.zeros(columns, n, across, dtype=torch.float64)
+    from_columns = torch.zeros(n, across, columns, dtype=torch.float64)
+    for tile in range(across):
+        start, stop = tile * m, min(columns, (tile + 1) * m)
+        to_columns[start:stop, :, tile] = a[: stop - start]
+        inside, cut = _reach(start, m, columns)
+        from_columns[:, tile, inside] = b[:, cut]
+    found = []
+    for start, height in _heights(rows, m):
+        a, _, b = winograd_matrices(m, height)
+        inside, cut = _reach(start, height, rows)
+        points = (height + 2) * n
+        whole_a = torch.einsum("hp,wqt->hwpqt", a, to_columns)
+        whole_b = torch.einsum("ph,qtw->pqthw", b[:, cut], from_columns)
+        found.append(
+            _Strip(
+                points,
+                read=slice(inside.start * columns, inside.stop * columns),
+                written=slice(start * columns, (start + height) * columns),
+                a=whole_a.reshape(-1, points * across).to(dtype),
+                b=whole_b.reshape(points * across, -1).to(dtype),
+            )
+        )
+    return tuple(found)
+
+
+def _heights(rows: int, m: int) -> list[tuple[int, int]]:
+    """Start and height of as few strips as m rows at most allow, as even as can be."""
+    starts = [rows * strip // -(-rows // m) for strip in range(-(-rows // m) + 1)]
+    return [(start, stop - start) for start, stop in pairwise(starts)]
+
+
+def _reach(start: int, m: int, size: int) -> tuple[slice, slice]:
+    """The pixels of a line that m outputs need, and which of the m + 2 they are."""
+    first, stop = start - 1, start + m + 1
+    inside = slice(max(0, first), min(size, stop))
+    return inside, slice(inside.start - first, inside.stop - first)
 
 
 class _Winograd(torch.autograd.Function):
-    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, H, W], computed in the dtype of x."""
+    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, H, W], computed in the dtype of x.
+
+    It works on [H * W, N * C], so that a strip of tiles is one matrix away from its pixels.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, m: int) -> Tensor:
-        a, g, b = _on_tiles(m, x.dtype)
-        n, (images, channels, rows, columns) = m + 2, x.shape
-        down, across = -(-rows // m), -(-columns // m)
-        padded = x.new_zeros(images, down * m + 2, across * m + 2, channels)
-        padded[:, 1 : rows + 1, 1 : columns + 1] = x.permute(0, 2, 3, 1)
-        pieces = _tiles(padded, n, m).reshape(n * n, -1, channels)
-        v = (b @ pieces.flatten(1)).view_as(pieces)  # [n * n, T, C]
+        images, channels, rows, columns = x.shape
+        points, outputs = (m + 2) ** 2, len(weight)
+        g = _weight_matrix(m, x.dtype)
         kernels = weight.to(g.dtype).reshape(-1, 9) @ g.T
-        u = kernels.view(len(weight), channels, n * n).permute(2, 1, 0).to(x.dtype)
-        u = u.contiguous()  # [n * n, C, K]
-        products = torch.bmm(v, u)
-        y = (a @ products.flatten(1)).view(m, m, images, down, across, -1)
-        out = x.new_empty(images, rows, columns, len(weight))
-        _join(y, out, m)
-        ctx.save_for_backward(v, u)
+        u = kernels.view(outputs, channels, points).permute(2, 1, 0).to(x.dtype).contiguous()
+        pixels = _by_pixel(x)
+        y = x.new_empty(rows * columns, images * outputs)
+        transformed = []
+        for strip in _strips(m, rows, columns, x.dtype):
+            v = torch.mm(strip.b, pixels[strip.read]).view(strip.points, -1, channels)
+            products = torch.bmm(v, u[: strip.points])  # [points, tiles * N, K]
+            torch.mm(strip.a, products.view(-1, images * outputs), out=y[strip.written])
+            transformed.append(v)
+        ctx.save_for_backward(u, *transformed)
         ctx.m, ctx.shape, ctx.dtype = m, x.shape, weight.dtype
-        return out.permute(0, 3, 1, 2)
+        return _by_image(y, images, rows, columns)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        v, u = ctx.saved_tensors
+        u, *transformed = ctx.saved_tensors
         m, (images, channels, rows, columns) = ctx.m, ctx.shape
-        a, g, b = _on_tiles(m, v.dtype)
-        n, down, across = m + 2, -(-rows // m), -(-columns // m)
-        padded = grad.new_zeros(images, down * m, across * m, grad.shape[1])
-        padded[:, :rows, :columns] = grad.permute(0, 2, 3, 1)
-        pieces = _tiles(padded, m, m).reshape(m * m, -1, grad.shape[1])
-        products = (a.T @ pieces.flatten(1)).view(n * n, -1, grad.shape[1])  # [n * n, T, K]
+        outputs = grad.shape[1]
+        g = _weight_matrix(m, u.dtype)
+        pixels = _by_pixel(grad)
+        grad_u = torch.zeros(u.shape, dtype=g.dtype) if ctx.needs_input_grad[1] else None
+        found = u.new_zeros(rows * columns, images * channels) if ctx.needs_input_grad[0] else None
+        for strip, v in zip(_strips(m, rows, columns, u.dtype), transformed, strict=True):
+            points = strip.points
+            products = torch.mm(strip.a.T, pixels[strip.written]).view(points, -1, outputs)
+            if grad_u is not None:
+                grad_u[:points] += torch.bmm(v.transpose(1, 2), products)
+            if found is not None:  # strips share two rows of pixels
+                grad_v = torch.bmm(products, u[:points].transpose(1, 2))
+                found[strip.read].addmm_(strip.b.T, grad_v.view(-1, images * channels))
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[1]:
-            grad_u = torch.bmm(v.transpose(1, 2), products)  # [n * n, C, K]
-            flat = g.T @ grad_u.to(g.dtype).flatten(1)
-            grad_weight = flat.view(3, 3, channels, -1).permute(3, 2, 0, 1).to(ctx.dtype)
-        if ctx.needs_input_grad[0]:
-            grad_v = torch.bmm(products, u.transpose(1, 2))
-            grad_pieces = (b.T @ grad_v.flatten(1)).view(n, n, images, down, across, channels)
-            grad_x = _add_up(grad_pieces, m)[:, 1 : rows + 1, 1 : columns + 1].permute(0, 3, 1, 2)
+        if grad_u is not None:
+            flat = (g.T @ grad_u.flatten(1)).view(3, 3, channels, outputs)
+            grad_weight = flat.permute(3, 2, 0, 1).to(ctx.dtype)
+        if found is not None:
+            grad_x = _by_image(found, images, rows, columns)
         return grad_x, grad_weight, None
 
 
-def _tiles(padded: Tensor, side: int, step: int, *, top: int = 0, left: int = 0) -> Tensor:
-    """View images [N, H, W, C] as tiles [side, side, N, down, across, C], which may overlap."""
-    parts = padded[:, top:, left:].unfold(1, side, step).unfold(2, side, step)
-    return parts.permute(4, 5, 0, 1, 2, 3)
+def _weight_matrix(m: int, dtype: torch.dtype) -> Tensor:
+    """G for flattened kernels [n * n, 9], in float32 at least."""
+    g = winograd_matrices(m)[1]
+    return torch.kron(g, g).to(torch.promote_types(dtype, torch.float32))
 
 
-def _join(tiles: Tensor, out: Tensor, m: int) -> None:
-    """Write tiles [m, m, N, down, across, K] to ``out`` [N, H, W, K], cut off at its border."""
-    by_image = tiles.permute(2, 3, 0, 4, 1, 5)  # [N, down, m, across, m, K]
-    for rows, tile_rows, r in _blocks(out.shape[1], m):
-        for columns, tile_columns, c in _blocks(out.shape[2], m):
-            place = out[:, rows, columns].unflatten(2, (-1, c)).unflatten(1, (-1, r))
-            place.copy_(by_image[:, tile_rows, :r, tile_columns, :c])
+def _by_pixel(x: Tensor) -> Tensor:
+    """Images [N, C, H, W] to [H * W, N * C]."""
+    return x.permute(2, 3, 0, 1).reshape(x.shape[2] * x.shape[3], -1)
 
 
-def _blocks(size: int, m: int) -> list[tuple[slice, slice, int]]:
-    """The part of whole tiles and the cut one: pixels, tiles, and pixels that are used of each."""
-    whole, rest = divmod(size, m)
-    blocks = [(slice(0, whole * m), slice(0, whole), m)] if whole else []
-    return blocks + ([(slice(whole * m, size), slice(whole, whole + 1), rest)] if rest else [])
-
-
-def _add_up(tiles: Tensor, m: int) -> Tensor:
-    """Sum overlapping tiles [n, n, N, down, across, C] to images [N, down * m + 2, ..., C]."""
-    n, _, images, down, across, channels = tiles.shape
-    # One tile more each way, into which the last ones reach by two pixels.
-    out = tiles.new_zeros(images, (down + 1) * m, (across + 1) * m, channels)
-    for top, rows in ((0, m), (m, n - m)):
-        for left, columns in ((0, m), (m, n - m)):
-            place = _tiles(out, m, m, top=top, left=left)[:rows, :columns, :, :down, :across]
-            part = tiles[top : top + rows, left : left + columns]
-            place.copy_(part) if top == left == 0 else place.add_(part)
-    return out[:, : down * m + 2, : across * m + 2]
+def _by_image(pixels: Tensor, images: int, rows: int, columns: int) -> Tensor:
+    """[H * W, N * C] to images [N, C, H, W] in channels_last."""
+    by_image = pixels.view(rows, columns, images, -1).permute(2, 0, 1, 3)
+    return by_image.contiguous().permute(0, 3, 1, 2)

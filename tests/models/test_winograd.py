@@ -34,18 +34,29 @@ def test_outputs_and_gradients_equal_torchs_in_float64(rows, columns, m, n):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("m", [3, 4])
-def test_the_matrices_make_a_short_convolution(m):
-    a, g, b = winograd_matrices(m)
-    x, w = draw(m + 2), draw(3, seed=1)
-    expected = torch.tensor([sum(x[i + j] * w[j] for j in range(3)) for i in range(m)])
+@pytest.mark.parametrize(("m", "outputs"), [(3, 3), (4, 4), (4, 3), (4, 2), (4, 1), (3, 2)])
+def test_the_matrices_make_a_short_convolution(m, outputs):
+    a, g, b = winograd_matrices(m, outputs)
+    x, w = draw(outputs + 2), draw(3, seed=1)
+    expected = torch.tensor([sum(x[i + j] * w[j] for j in range(3)) for i in range(outputs)])
     torch.testing.assert_close(a @ ((g @ w) * (b @ x)), expected.double())
-    torch.testing.assert_close(b.norm(dim=1), torch.ones(m + 2).double())
+    whole = winograd_matrices(m)
+    torch.testing.assert_close(whole[2].norm(dim=1), torch.ones(m + 2).double())
+    assert torch.equal(g, whole[1][: outputs + 2])  # a lower strip shares the weights
 
 
 @pytest.mark.parametrize(
     ("shape", "tile"),
-    [((7, 7), 4), ((6, 6), 3), ((15, 15), 4), ((3, 3), 3), ((5, 5), 3), ((1, 1), None)],
+    [
+        ((7, 7), 4),
+        ((6, 6), 3),
+        ((15, 15), 4),
+        ((3, 3), 3),
+        ((5, 5), 3),
+        ((1, 1), None),
+        ((32, 16), 4),
+        ((16, 17), None),  # too wide
+    ],
 )
 def test_the_tile_with_the_fewest_multiplications_is_taken(shape, tile):
     assert best_tile(*shape) == tile
@@ -114,7 +125,7 @@ def test_networks_keep_their_parameters_names_and_hooks_on_them():
     model = speedrun_net(widths=(16, 128, 128))
     twin = copy.deepcopy(model)
     before = dict(model.named_parameters())
-    assert use_winograd_(model) == 3  # 128 channels to 128
+    assert use_winograd_(model) == 3  # 128 channels to 128; not 16 to 128
     after = dict(model.named_parameters())
     assert list(before) == list(after)
     assert all(after[name] is before[name] for name in before)
@@ -153,7 +164,7 @@ def test_training_learns_as_well():
         nn.Conv2d(128, 128, 3, padding=1, groups=2, bias=False),
         nn.Conv2d(128, 128, 3, padding=1, padding_mode="reflect", bias=False),
         nn.Conv2d(128, 128, 1, padding=1, bias=False),
-        nn.Conv2d(64, 128, 3, padding=1, bias=False),
+        nn.Conv2d(64, 128, 3, padding=1, bias=False),  # harmonic mean 85
     ],
 )
 def test_other_convolutions_stay(conv):
