@@ -5,8 +5,9 @@
 `overhead` times a step of the Trainer against two loops written by hand, one bare and one that also
 keeps the epoch's loss and accuracy as the Trainer does, and against Lightning and Accelerate where
 they are installed: on a tiny network, where overhead shows, and on ResNet9. `precision` trains
-ResNet9 in fp32 and in bf16 (on CUDA also fp16), each in a process of its own: images a second and
-peak memory. `switches` does so for each speed switch alone and all together, on CUDA only.
+ResNet9 in fp32 and in bf16 (on CUDA also fp16, on a CPU also with Winograd's convolution), each in
+a process of its own: images a second and peak memory. `switches` does so for each speed switch
+alone and all together, on CUDA only.
 """
 
 from __future__ import annotations
@@ -260,6 +261,8 @@ def measure(args: argparse.Namespace, device: str, options: dict[str, Any]) -> d
     """Train ResNet9 for a few steps in this process; return its speed and peak memory."""
     torch.manual_seed(0)
     model = ft.resnet9(10, width=args.width).to(device)
+    if options.pop("winograd", False):
+        ft.use_winograd_(model)
     trainer = ft.Trainer(model, make_sgd(model), progress=False, **options)
     (batch,) = make_batches(1, args.batch_size, 32, device)
     before = peak_bytes(device)
@@ -339,6 +342,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="of ResNet9 (default: 64)")
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    ft.keep_freed_memory()  # as the examples do; page faults are most of a CPU's noise
     device = ft.choose_device(args.device)
     warnings.filterwarnings("ignore", module="lightning")
     if args.measure is not None:
@@ -349,7 +353,10 @@ def main() -> None:
         report["overhead"] = overhead(args, device)
     if "precision" in args.sections:
         names = ("fp32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16")
-        report["precision"] = compare(args, device, {n: {"precision": n} for n in names})
+        precisions: dict[str, dict[str, Any]] = {name: {"precision": name} for name in names}
+        if device == "cpu":
+            precisions["bf16, Winograd"] = {"precision": "bf16", "winograd": True}
+        report["precision"] = compare(args, device, precisions)
     if "switches" in args.sections:
         if device == "cuda":
             report["switches"] = compare(args, device, SWITCHES)
