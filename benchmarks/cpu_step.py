@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -25,6 +27,7 @@ import fasttricks as ft
 WAYS = ("usual", "kept", "winograd")
 SPEEDRUN, RESNET9 = "speedrun_net", "resnet9"
 CASES = [(SPEEDRUN, 24), (SPEEDRUN, 28), (SPEEDRUN, 32), (RESNET9, 32)]
+PEAK = "peak of the process, MiB"
 BATCH = {SPEEDRUN: 1536, RESNET9: 512}
 
 
@@ -61,13 +64,14 @@ def images_per_second(network: str, size: int, way: str, part: int, repeats: int
 
 
 def measure(way: str, part: int, repeats: int) -> dict[str, float]:
-    """Measure each case in this process."""
+    """Measure each case in this process, and the most memory that it ever had."""
     if way != "usual":
         ft.keep_freed_memory()
-    return {
+    found = {
         f"{network}, {size} px": images_per_second(network, size, way, part, repeats)
         for network, size in CASES
     }
+    return found | {PEAK: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
 
 
 def main() -> None:
@@ -80,6 +84,8 @@ def main() -> None:
     parser.add_argument("--part", type=int, default=512, help="images forward and back at a time")
     parser.add_argument("--way", choices=WAYS, help="measure this one, here")
     args = parser.parse_args()
+    if any(args.part < 1 or batch % args.part for batch in BATCH.values()):
+        parser.error(f"--part must divide {' and '.join(map(str, BATCH.values()))}")
     if args.way:
         print(json.dumps(measure(args.way, args.part, args.repeats)))
         return
@@ -97,7 +103,8 @@ def main() -> None:
         cells = [f"{best[way][case]:,.0f} ({best[way][case] / usual:.2f})" for way in WAYS]
         print(f"| {case} | " + " | ".join(cells) + " |")
     if args.output:
-        report = {"images_per_second": best, "rounds": args.rounds, "part": args.part}
+        report: dict[str, Any] = {"images_per_second": best}  # and the peak
+        report |= {name: getattr(args, name) for name in ("rounds", "repeats", "part")}
         ft.write_json(args.output, report | ft.describe_environment("cpu"))
 
 

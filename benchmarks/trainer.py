@@ -253,6 +253,10 @@ def peak_bytes(device: str) -> int:
     """Return the most memory that was in use: the process's on a CPU, torch's on a GPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says starts at the parent's peak
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import DIGITS, Parser, check, choose_device, errors_in_one_line, load
+from _shared import DIGITS, Parser, article_loader, check, choose_device, errors_in_one_line, load
 
 import fasttricks as ft
 
@@ -108,12 +108,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
 
 def article(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     """ResNet9 with CELU, one cycle to 0.4, Cutout 8, padding by 4 and flips; after Page (2018)."""
-    loader = plan.loader(
-        ft.RandomTranslate(4, mode="reflect"),
-        *([ft.RandomHorizontalFlip()] if plan.flips else []),
-        ft.Normalize(*plan.train.mean_std()),
-        ft.Cutout(8),
-    )
+    options = {"flips": plan.flips, "device": plan.device, "seed": plan.seed}
+    loader = article_loader(plan.train, plan.batch_size, **options)
     model = ft.resnet9(plan.train.num_classes, in_channels=plan.train.channels, act="celu")
     ft.use_winograd_(model.to(plan.device))
     max_lr = 0.4 * plan.batch_size / 512
@@ -146,11 +142,11 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
     start = time.perf_counter()
     torch.manual_seed(plan.seed)
     trainer, loader = RECIPES[recipe].build(plan)
+    model = trainer.model
     prepare_seconds = time.perf_counter() - start
-    if min(plan.train.image_size) < trainer.model.min_size:
+    if min(plan.train.image_size) < model.min_size:
         raise ValueError(
-            f"images must be at least {trainer.model.min_size} pixels a side for {recipe}, "
-            f"got {plan.train}"
+            f"images must be at least {model.min_size} pixels a side for {recipe}, got {plan.train}"
         )
     ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
@@ -173,6 +169,9 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
         "batch_size": plan.batch_size,
         "transforms": repr(loader.pipeline),
         "tta": tta,
+        "winograd_convolutions": sum(
+            isinstance(m, ft.models.WinogradConv2d) for m in model.modules()
+        ),
         **trainer.describe(),
         **ft.describe_environment(plan.device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -184,7 +183,7 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
         "test_accuracy": plain.accuracy,
         "test_accuracy_tta": averaged.accuracy,
     }
-    ft.write_run(folder, record=record, history=history, model=trainer.model)
+    ft.write_run(folder, record=record, history=history, model=model)
     print(
         f"seed {plan.seed}: {averaged.accuracy:.2%} ({plain.accuracy:.2%} from one view), {folder}"
     )

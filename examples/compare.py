@@ -96,6 +96,7 @@ def train_once(
     options = {"flips": not args.is_digits, "device": args.device, "seed": seed}
     loader = article_loader(train, min(args.batch_size, len(train)), **options)
     model = contender.build(train, args.narrow).to(args.device)
+    ft.use_winograd_(model)
     sgd = torch.optim.SGD(
         model.parameters(), lr=args.max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -103,6 +104,7 @@ def train_once(
     options = {"precision": args.precision, "progress": False}
     trainer = ft.Trainer(model, sgd, lr=schedule, **options)
     result: dict[str, Any] = {"seed": seed, "accuracy": 0.0}  # of a run that diverged
+    result["precision"] = trainer.describe()["precision"]
     try:
         trainer.fit(loader, args.epochs, val=held_out)
         result["accuracy"] = 100 * float(trainer.history.rows[-1]["val_accuracy"])
@@ -128,7 +130,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
             epochs = list(zip(*histories, strict=True))
             seconds = [sum(row["train_seconds"] for row in rows) / len(rows) for rows in epochs]
             means = [100 * sum(row["val_accuracy"] for row in rows) / len(rows) for rows in epochs]
-            panel.plot(seconds, means, marker="o", markersize=3, label=name)
+            some = "" if len(histories) == len(several) else f", {len(histories)} of {len(several)}"
+            panel.plot(seconds, means, marker="o", markersize=3, label=name + some)
     panel.set(xlabel="seconds of training", ylabel="held-out accuracy (%)")
     panel.grid(alpha=0.3)
     if panel.lines:  # not every training diverged

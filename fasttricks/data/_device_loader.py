@@ -139,6 +139,19 @@ class DeviceLoader:
         check_integer("epoch", epoch)
         self._epoch = epoch
 
+    def state_dict(self) -> dict[str, int]:
+        """Return the seed and the epoch, all that its order and augmentation depend on."""
+        return {"seed": self.seed, "epoch": self._epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a loader's state; raise a ValueError if that loader had another seed."""
+        if state_dict["seed"] != self.seed:
+            raise ValueError(
+                f"seed must be that of the loader whose state is loaded, {state_dict['seed']}, "
+                f"got seed={self.seed}"
+            )
+        self.set_epoch(state_dict["epoch"])
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self._serve(self._epoch)
 

@@ -82,6 +82,19 @@ def test_an_image_is_the_same_whatever_the_batch_size_shuffle_and_drop_last():
                     assert torch.equal(image, expected[label])
 
 
+def test_a_loader_goes_on_from_anothers_state_but_not_with_another_seed():
+    first = DeviceLoader(image_set(), batch_size=6, shuffle=True, seed=4)
+    first.set_epoch(3)
+    second = DeviceLoader(image_set(), batch_size=6, shuffle=True, seed=4)
+    second.load_state_dict(first.state_dict())
+    for (images, labels), (others, other_labels) in zip(first, second, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+    other = DeviceLoader(image_set(), batch_size=6, shuffle=True, seed=5)
+    with pytest.raises(ValueError, match="seed must be that of the loader .* 4, got seed=5"):
+        other.load_state_dict(first.state_dict())
+
+
 def test_batches_are_the_pipeline_applied_to_the_images_by_their_index():
     loader = DeviceLoader(image_set(), batch_size=6, transforms=TRANSFORMS, shuffle=True, seed=4)
     loader.set_epoch(3)

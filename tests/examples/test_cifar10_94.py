@@ -84,6 +84,9 @@ def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not(run, npz, 
     assert sum(line.startswith("epoch") for line in out.splitlines()) == 1
     whole, cut = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "cut"))
     assert whole == cut
+    code, _, error = run(*arguments, tmp_path / "cut", "--seed", 1)
+    assert code == 2
+    assert "seed must be that of the loader whose state is loaded, 0, got seed=1" in error
 
 
 def test_several_runs_are_summed_up(run, npz, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fasttricks.models import WinogradConv2d, resnet9, speedrun_net, use_winograd_
+from fasttricks.models import WinogradConv2d, fuse, resnet9, speedrun_net, use_winograd_
 from fasttricks.models._winograd import _Winograd, best_tile, winograd_matrices
 
 sizes = st.integers(1, 17)
@@ -85,7 +86,7 @@ def test_in_bf16_it_is_near_torchs_and_another_way(size):
         results.append([t.float() for t in (y, x_.grad, conv.weight.grad)])
     for expected, found in zip(*results, strict=True):
         assert not torch.equal(found, expected)
-        assert (found - expected).norm() < 0.03 * expected.norm()
+        assert (found - expected).norm() < 0.026 * expected.norm()
 
 
 def test_outputs_are_channels_last():
@@ -95,14 +96,26 @@ def test_outputs_are_channels_last():
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("why", ["fp32", "evaluation", "no gradients", "small map"])
+CROPS = {"one pixel": (1, 1), "2 x 2": (2, 2), "a row": (1, 7), "4 x 2": (4, 2)}
+
+
+@pytest.mark.parametrize(
+    "why", ["fp32", "float64", "evaluation", "no gradients", "frozen", "empty", *CROPS]
+)
 def test_elsewhere_it_is_torchs_convolution(why):
     plain, fast = both()
     x = torch.randn(2, 128, 7, 7)
+    if why in CROPS:
+        rows, columns = CROPS[why]
+        x = x[:, :, :rows, :columns]
+    if why == "float64":
+        plain, fast, x = plain.double(), fast.double(), x.double()
     if why == "evaluation":
         fast.eval()
-    if why == "small map":
-        x = x[:, :, :1]
+    if why == "frozen":
+        fast.weight.requires_grad_(False)
+    if why == "empty":
+        x = x[:0]
     with (
         torch.autocast("cpu", torch.bfloat16, enabled=why != "fp32"),
         torch.set_grad_enabled(why != "no gradients"),
@@ -110,28 +123,74 @@ def test_elsewhere_it_is_torchs_convolution(why):
         assert torch.equal(fast(x), plain(x))
 
 
-def test_a_frozen_weight_and_a_constant_input_get_no_gradient():
-    _, fast = both()
+def test_with_a_fused_batch_norm_it_is_torchs_convolution():
+    plain, fast = (nn.Sequential(conv, nn.BatchNorm2d(128)).eval() for conv in both())
+    for net in (plain, fast):
+        nn.init.constant_(net[1].bias, 0.5)
     x = torch.randn(2, 128, 7, 7)
-    fast.weight.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not fast(x).requires_grad
-        fast(x.requires_grad_(True)).sum().backward()
-    assert fast.weight.grad is None
-    assert x.grad is not None
+        assert torch.equal(fuse(fast, x).train()(x), fuse(plain, x).train()(x))
 
 
-def test_networks_keep_their_parameters_names_and_hooks_on_them():
+def test_compiled_it_is_torchs_convolution():
+    plain, fast = both()
+    x = torch.randn(2, 128, 7, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = plain(x)
+        assert torch.equal(torch.compile(fast, backend="eager", fullgraph=True)(x), expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("frozen", ["input", "weight", "neither"])
+def test_gradients_come_to_what_needs_them_inside_autocast_or_out(frozen, autocast):
+    _, fast = both()
+    x = torch.randn(2, 128, 7, 7, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        fast(x).sum().backward()
+    expected = {"input": x.grad, "weight": fast.weight.grad}
+    x.grad = fast.weight.grad = None
+    x.requires_grad_(frozen != "input")
+    fast.weight.requires_grad_(frozen != "weight")
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fast(x).sum()
+        if autocast:
+            loss.backward()
+    if not autocast:
+        loss.backward()
+    for name, found in (("input", x.grad), ("weight", fast.weight.grad)):
+        if name == frozen:
+            assert found is None
+        else:
+            assert torch.equal(found, expected[name])
+
+
+def test_networks_keep_their_modules_parameters_and_hooks():
     model = speedrun_net(widths=(16, 128, 128))
     twin = copy.deepcopy(model)
-    before = dict(model.named_parameters())
+    seen = []
+    model.groups[1][1].conv.register_forward_hook(lambda *_: seen.append("hook"))
+    modules, parameters = list(model.named_modules()), dict(model.named_parameters())
     assert use_winograd_(model) == 3  # 128 channels to 128; not 16 to 128
-    after = dict(model.named_parameters())
-    assert list(before) == list(after)
-    assert all(after[name] is before[name] for name in before)
+    assert [name for name, _ in modules] == [name for name, _ in model.named_modules()]
+    assert all(after is before for (_, before), after in zip(modules, model.modules(), strict=True))
+    assert all(parameters[name] is found for name, found in model.named_parameters())
     x = torch.randn(4, 3, 32, 32)
     assert torch.equal(model.eval()(x), twin.eval()(x))
+    assert seen == ["hook"]
     assert use_winograd_(model) == 0
+
+
+def test_shared_lone_and_copied_convolutions():
+    conv = nn.Conv2d(128, 128, 3, padding=1, bias=False)
+    model = nn.Sequential(conv, nn.ReLU(), conv)
+    assert use_winograd_(model) == 1
+    assert model[0] is model[2] is conv
+    assert type(conv) is WinogradConv2d
+    again = pickle.loads(pickle.dumps(copy.deepcopy(conv)))
+    assert type(again) is WinogradConv2d
+    assert torch.equal(again.weight, conv.weight)
+    alone = nn.Conv2d(128, 128, 3, padding=1, bias=False)
+    assert use_winograd_(alone) == 1
 
 
 def test_training_learns_as_well():
@@ -176,3 +235,7 @@ def test_other_convolutions_stay(conv):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="min_channels must be at least 1, got min_channels=0"):
         use_winograd_(nn.Identity(), min_channels=0)
+    with pytest.raises(ValueError, match="in_channels must be at least 1, got in_channels=0"):
+        WinogradConv2d(0, 128)
+    with pytest.raises(ValueError, match="out_channels must be at least 1, got out_channels=-1"):
+        WinogradConv2d(128, -1)
