@@ -29,8 +29,9 @@ class SpeedrunNet(nn.Module):
     Args:
         num_classes: Outputs.
         in_channels: Channels of the images.
-        widths: Channels of each group.
-        block: Makes a ``ConvNormAct`` from (in_channels, out_channels, pool=...).
+        widths: Channels of the two convolutions of each group.
+        second_kernel_sizes: Side of the second kernel of each group.
+        block: Makes a ``ConvNormAct`` from (in_channels, out_channels, ...).
         whiten_act: Makes the activation after the whitening.
         logit_scale: Factor on the logits.
         dropout: Probability that a feature is dropped before the head.
@@ -48,7 +49,8 @@ class SpeedrunNet(nn.Module):
         num_classes: int,
         in_channels: int,
         *,
-        widths: Sequence[int],
+        widths: Sequence[tuple[int, int]],
+        second_kernel_sizes: Sequence[int],
         block: Callable[..., ConvNormAct],
         whiten_act: Make,
         logit_scale: float,
@@ -60,14 +62,14 @@ class SpeedrunNet(nn.Module):
         # Frozen, so that with a frozen bias as well autograd stops at the first group.
         self.whiten.weight.requires_grad_(False)
         self.act = whiten_act()
-        self.groups = nn.Sequential(
-            *(
-                nn.Sequential(block(before, after, pool="first"), block(after, after))
-                for before, after in zip((whitened, *widths), widths, strict=False)
-            )
-        )
+        self.groups = nn.Sequential()
+        before = whitened
+        for (first, second), size in zip(widths, second_kernel_sizes, strict=True):
+            blocks = block(before, first, pool="first"), block(first, second, kernel_size=size)
+            self.groups.append(nn.Sequential(*blocks))
+            before = second
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(widths[-1], num_classes, bias=False)
+        self.head = nn.Linear(before, num_classes, bias=False)
         self.logit_scale = logit_scale
         self.min_size = 2 ** len(widths)
         self._start_from_identity()
@@ -106,7 +108,8 @@ def speedrun_net(
     num_classes: int = 10,
     *,
     in_channels: int = 3,
-    widths: Sequence[int] = (64, 256, 256),
+    widths: Sequence[int | tuple[int, int]] = (64, 256, 256),
+    second_kernel_sizes: Sequence[int] | None = None,
     act: Activation = "gelu",
     whiten_act: Activation | None = None,
     celu_alpha: float | None = None,
@@ -129,12 +132,16 @@ def speedrun_net(
     Args:
         num_classes: Outputs, at least 1. Default 10.
         in_channels: Channels of the images, at least 1. Default 3.
-        widths: Channels of each group, at least one group. Default (64, 256, 256).
+        widths: Channels of each group, or a pair, of its first and of its second convolution; at
+            least one group. Default (64, 256, 256). A narrow first convolution saves most where
+            the map is large, (64, (128, 256), 256) half of the second group's.
+        second_kernel_sizes: Side of the second kernel of each group, odd: 1 is cheap where the map
+            is large. None is 3 everywhere.
         act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "gelu".
         whiten_act: Activation after the whitening, likewise. None is ``act``.
         celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.3, tuned by Page for
             frozen scales, or 0.075 if they are trained.
-        logit_scale: Factor on the logits, above 0. None is ``1 / widths[-1]``.
+        logit_scale: Factor on the logits, above 0. None is 1 over the last width.
         dropout: Probability that a feature is dropped before the head. Default 0.
         frozen_scale: Whether the norms' scales stay 1. Default True.
         batch_norm_eps: Added to the variance. Default 1e-3; the original's 1e-12 fails on images
@@ -166,11 +173,17 @@ def speedrun_net(
         airbench94_muon.py of github.com/KellerJordan/cifar10-airbench.
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels)
-    _check_widths(widths)
+    pairs = _pairs(widths)
+    sizes = [3] * len(pairs) if second_kernel_sizes is None else list(second_kernel_sizes)
+    if len(sizes) != len(pairs):
+        raise ValueError(
+            f"second_kernel_sizes must hold one number per group, {len(pairs)}, "
+            f"got second_kernel_sizes={second_kernel_sizes!r}"
+        )
     if isinstance(whiten_act, str):
         check_choice("whiten_act", whiten_act, ACTIVATIONS)
     if logit_scale is None:
-        logit_scale = 1 / widths[-1]
+        logit_scale = 1 / pairs[-1][1]
     check_positive("logit_scale", logit_scale)
     check_fraction("dropout", dropout)
     norm, activation = norm_and_act(
@@ -184,7 +197,8 @@ def speedrun_net(
     return SpeedrunNet(
         num_classes,
         in_channels,
-        widths=widths,
+        widths=pairs,
+        second_kernel_sizes=sizes,
         block=partial(ConvNormAct, norm=norm, act=activation),
         whiten_act=activation if whiten_act is None else partial(make_activation, whiten_act),
         logit_scale=logit_scale,
@@ -192,10 +206,20 @@ def speedrun_net(
     )
 
 
-def _check_widths(widths: object) -> None:
+def _pairs(widths: object) -> list[tuple[int, int]]:
+    """Check the widths and give both of each group."""
     if not isinstance(widths, Sequence) or isinstance(widths, str):
         raise TypeError(f"widths must be a sequence, one number per group, got widths={widths!r}")
     if len(widths) == 0:
         raise ValueError("widths must hold at least 1 group, got widths=()")
+    pairs = []
     for place, width in enumerate(widths):
-        check_integer(f"widths[{place}]", width, minimum=1)
+        pair = tuple(width) if isinstance(width, tuple | list) else (width, width)
+        if len(pair) != 2:
+            raise ValueError(
+                f"widths[{place}] must be a number or a pair, got widths[{place}]={width!r}"
+            )
+        for value in pair:
+            check_integer(f"widths[{place}]", value, minimum=1)
+        pairs.append(pair)
+    return pairs

@@ -107,6 +107,23 @@ def test_a_frozen_whitening_bias_ends_the_backward_pass_at_the_first_group():
     assert model.groups[0][0].conv.weight.grad is not None
 
 
+def test_a_groups_convolutions_may_differ_in_width_and_kernel():
+    model = small(widths=(8, (10, 12), [14, 16]), second_kernel_sizes=(1, 3, 5))
+    shapes = [tuple(m.weight.shape) for m in model.groups.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [
+        (8, 24, 3, 3),
+        (8, 8, 1, 1),
+        (10, 8, 3, 3),
+        (12, 10, 3, 3),
+        (14, 12, 3, 3),
+        (16, 14, 5, 5),
+    ]
+    assert model.logit_scale == 1 / 16
+    assert model(torch.randn(2, 3, 17, 17)).shape == (2, 10)
+    # The 1 x 1 starts as the identity too.
+    assert torch.equal(model.groups[0][1].conv.weight.squeeze(), torch.eye(8))
+
+
 @pytest.mark.parametrize("widths", [(4,), (4, 6), (4, 6, 8, 10)])
 def test_smallest_image_halves_to_one_pixel_for_any_number_of_groups(widths):
     model = small(widths=widths)
@@ -160,6 +177,10 @@ def test_state_dict_names_are_frozen():
     [
         ({"widths": 64}, TypeError, "one number per group, got widths=64"),
         ({"widths": ()}, ValueError, "at least 1 group"),
+        ({"widths": (8, (4, 0))}, ValueError, r"widths\[1\] must be at least 1"),
+        ({"widths": (8, (4, 4, 4))}, ValueError, r"a number or a pair, got widths\[1\]=\(4, 4, 4\)"),
+        ({"second_kernel_sizes": (1,)}, ValueError, "one number per group, 3, got"),
+        ({"second_kernel_sizes": (2, 3, 3)}, ValueError, "kernel_size must be odd"),
         ({"widths": (8, 0)}, ValueError, r"widths\[1\] must be at least 1, got widths\[1\]=0"),
         ({"widths": (8, 2.5)}, TypeError, r"widths\[1\]=2.5"),
         ({"logit_scale": -1}, ValueError, "logit_scale=-1"),
