@@ -48,8 +48,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
     train, epochs, batch = plan.train, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
-    grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
     side = max(train.image_size)
+    grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
     sizes = {epoch: max(8, round(part * side)) for epoch, part in grow.items()}
     can_grow = epochs >= 3 and min(train.image_size) == side
     loader = plan.loader(
@@ -64,12 +64,16 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     model = ft.speedrun_net(
         train.num_classes,
         in_channels=train.channels,
+        widths=(64, 256, 256),
+        second_kernel_sizes=(1, 3, 3),
+        whiten_channels=16 if train.channels == 3 else None,
         act="silu",
         whiten_act="gelu",
         batch_norm_momentum=0.2,
     )
-    some = torch.randperm(len(train), generator=torch.Generator().manual_seed(plan.seed))[:5000]
-    ft.whiten_(model.whiten, normalize(train.images[some]))
+    some = train.split(min(5000, len(train) // 2), seed=plan.seed)[1]
+    ft.whiten_(model.whiten, normalize(some.images))
+    clean = ft.DeviceLoader(some, batch_size=1000, transforms=[normalize], device=plan.device)
     ft.use_winograd_(model.to(plan.device))
 
     # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
@@ -78,10 +82,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     convolutions, others = ft.split_for_muon(model)
     norms = [p for p in others if p.ndim == 1 and p is not bias[0]]
     rates = [0.0573 * batch, 0.0573 * batch, 0.5415 * batch]
-    groups = [
-        {"params": params, "lr": rate, "weight_decay": 1.04e-6 * batch / rate}
-        for params, rate in zip([bias, norms, [model.head.weight]], rates, strict=True)
-    ]
+    rated = zip([bias, norms, [model.head.weight]], rates, strict=True)
+    groups = [{"params": p, "lr": r, "weight_decay": 1.04e-6 * batch / r} for p, r in rated]
     sgd = torch.optim.SGD(groups, momentum=0.825, nesterov=True)
     muon_rate = 0.2255 * (batch / 1536) ** 0.5
     options = {"ns_steps": 3, "adjust_lr": "none", "normalize_weights": True}
@@ -90,6 +92,7 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     # of the whitening bias within a fifth of an epoch.
     whiten_steps = max(1, len(loader) // 5)
     ends = [whiten_steps + 1, steps + 1, steps + 1]
+    average = ft.WeightAverage(decay=0.95, batches=clean)
     falls = [ft.linear(r, 0.0, total_steps=n) for r, n in zip(rates, ends, strict=True)]
     return ft.Trainer(
         model,
@@ -100,9 +103,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
         ],
         loss=torch.nn.CrossEntropyLoss(label_smoothing=0.09),
         precision=plan.precision,
-        # Parts of 512 stay nearer to a CPU's caches; a GPU takes the batch whole.
-        micro_batch_size=512 if plan.device == "cpu" else None,
-        callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), ft.WeightAverage(decay=0.95)],
+        micro_batch_size=768 if plan.device == "cpu" else None,  # a GPU takes the batch whole
+        callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), average],
     ), loader
 
 
@@ -211,9 +213,9 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
+        own = folder / f"seed-{seed}" if args.runs > 1 else folder
         rest = (args.precision, device, seed, target, args.resume)
         plan = Plan(train, not is_digits, epochs, batch_size, *rest)
-        own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)
     seconds = ft.summarize([r["train_seconds"] for r in records])

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class _Average(Callback):
     """What the averages share: their copy of the model, its beginning, and its place in a fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, batches: Iterable[Batch] | None = None) -> None:
+        self.batches = batches
         self.average: AveragedModel | None = None
         self._loaded: dict[str, Any] | None = None
         self._in_fit = False
@@ -44,9 +45,21 @@ class _Average(Callback):
             self.average.load_state_dict(self._loaded)
             self._loaded = None
 
-    def hand_over(self, model: nn.Module) -> None:
-        """Put the average in the place of the model's weights, in place."""
-        model.load_state_dict(self._started().module.state_dict())
+    def hand_over(self, model: nn.Module, *, precision: Precision | None = None) -> None:
+        """Put the average in the place of the model's weights, in place.
+
+        Args:
+            model: What takes it.
+            precision: How to estimate the batch-norm statistics, where ``batches`` were given; in
+                the model's own dtype by default.
+        """
+        average = self._started().module
+        if self.batches is not None:
+            context = nullcontext() if precision is None else precision.forward_context()
+            device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            with preserve_training_state(nn.Identity(), [], self.batches), context:
+                update_bn(self.batches, average, device)
+        model.load_state_dict(average.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average's tensors by name, none before ``start``."""
@@ -95,6 +108,10 @@ class WeightAverage(_Average):
         every: Take the weights in after every so many updates, counted back from the last one, so
             that it is always among them; 1 by default.
         start_fraction: Share of the run, 0 to 1, after which averaging begins; 0 by default.
+        batches: Batches (images, targets) on which the average's batch-norm statistics are
+            estimated anew when the model takes it, in whole and not as a moving average: a few
+            thousand training images, as they will be in use, without augmentation. Their place and
+            the random states are put back. None (default): the statistics are averaged too.
 
     Attributes:
         average: torch's ``AveragedModel``, from ``start`` on.
@@ -117,11 +134,18 @@ class WeightAverage(_Average):
         Polyak and Juditsky 1992; ``torch.optim.swa_utils``.
     """
 
-    def __init__(self, *, decay: float, every: int = 1, start_fraction: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        decay: float,
+        every: int = 1,
+        start_fraction: float = 0.0,
+        batches: Iterable[Batch] | None = None,
+    ) -> None:
         check_fraction("decay", decay)
         check_integer("every", every, minimum=1)
         check_fraction("start_fraction", start_fraction)
-        super().__init__()
+        super().__init__(batches)
         self.decay = decay
         self.every = every
         self.start_fraction = start_fraction
@@ -137,7 +161,7 @@ class WeightAverage(_Average):
         if done >= round(self.start_fraction * total) and (total - done) % self.every == 0:
             self.update(trainer.model)
         if done == total:
-            self.hand_over(trainer.model)
+            self.hand_over(trainer.model, precision=trainer.precision)
 
 
 class Lookahead(_Average):
@@ -251,30 +275,13 @@ class StochasticWeightAverage(_Average):
 
     def __init__(self, batches: Iterable[Batch] | None, *, start_fraction: float = 0.75) -> None:
         check_fraction("start_fraction", start_fraction)
-        super().__init__()
-        self.batches = batches
+        super().__init__(batches)
         self.start_fraction = start_fraction
 
     def update(self, model: nn.Module) -> None:
         """Take the model's weights in; each of n such counts for 1/n."""
         taken = int(self._started().n_averaged)
         self._move_towards(model, taken / (taken + 1))
-
-    @override
-    def hand_over(self, model: nn.Module, *, precision: Precision | None = None) -> None:
-        """Estimate the mean's batch-norm statistics and put it in the place of the weights.
-
-        Args:
-            model: What takes the mean.
-            precision: How to compute the statistics; in the model's own dtype by default.
-        """
-        mean = self._started().module
-        if self.batches is not None:
-            context = nullcontext() if precision is None else precision.forward_context()
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            with preserve_training_state(nn.Identity(), [], self.batches), context:
-                update_bn(self.batches, mean, device)
-        super().hand_over(model)
 
     @override
     def on_step_end(self, trainer: Trainer) -> None:

@@ -98,12 +98,14 @@ def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = 5e-4) -> nn.Conv2d:
     """Set a first convolution to whiten the patches of these images, in place.
 
     The first K filters are ``whitening_filters`` and the next K their negatives: after an
-    activation that drops negative numbers both halves of each direction survive. Only the weight
-    changes; the bias and what is trainable stay as they are. A few thousand images are enough, but
-    let them be of all classes: the first ones of a file sorted by class are not.
+    activation that drops negative numbers both halves of each direction survive. A convolution of
+    fewer filters takes the directions that vary most. Only the weight changes; the bias and what is
+    trainable stay as they are. A few thousand images are enough, but let them be of all classes:
+    the first ones of a file sorted by class are not.
 
     Args:
-        conv: Convolution with ``2 * in_channels * h * w`` filters, no groups, no dilation.
+        conv: Convolution with an even number of filters, ``2 * in_channels * h * w`` at most, no
+            groups, no dilation.
         images: Float tensor [N, C, H, W], normalised as the network will see them.
         eps: Added to each eigenvalue, above 0.
 
@@ -127,17 +129,17 @@ def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = 5e-4) -> nn.Conv2d:
     if conv.dilation != (1, 1):
         raise ValueError(f"conv must have dilation 1, got dilation={conv.dilation}")
     h, w = conv.kernel_size
-    features = conv.in_channels * h * w
-    if conv.out_channels != 2 * features:
+    most = 2 * conv.in_channels * h * w
+    if conv.out_channels % 2 or conv.out_channels > most:
         raise ValueError(
-            f"conv must have 2 * in_channels * h * w = 2 * {conv.in_channels} * {h} * {w} = "
-            f"{2 * features} output channels, got out_channels={conv.out_channels}"
+            f"conv must have an even number of output channels, at most 2 * in_channels * h * w = "
+            f"2 * {conv.in_channels} * {h} * {w} = {most}, got out_channels={conv.out_channels}"
         )
     if images.ndim == 4 and images.shape[1] != conv.in_channels:
         raise ValueError(
             f"images must have the conv's {conv.in_channels} channels, got {images.shape[1]}"
         )
-    filters = whitening_filters(images, kernel_size=(h, w), eps=eps)
+    filters = whitening_filters(images, kernel_size=(h, w), eps=eps)[: conv.out_channels // 2]
     conv.weight.copy_(torch.cat((filters, -filters)))
     return conv
 

@@ -31,6 +31,7 @@ class SpeedrunNet(nn.Module):
         in_channels: Channels of the images.
         widths: Channels of the two convolutions of each group.
         second_kernel_sizes: Side of the second kernel of each group.
+        whiten_channels: Filters of the whitening convolution.
         block: Makes a ``ConvNormAct`` from (in_channels, out_channels, ...).
         whiten_act: Makes the activation after the whitening.
         logit_scale: Factor on the logits.
@@ -51,19 +52,19 @@ class SpeedrunNet(nn.Module):
         *,
         widths: Sequence[tuple[int, int]],
         second_kernel_sizes: Sequence[int],
+        whiten_channels: int,
         block: Callable[..., ConvNormAct],
         whiten_act: Make,
         logit_scale: float,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        whitened = 2 * in_channels * 2 * 2
-        self.whiten = nn.Conv2d(in_channels, whitened, 2)
+        self.whiten = nn.Conv2d(in_channels, whiten_channels, 2)
         # Frozen, so that with a frozen bias as well autograd stops at the first group.
         self.whiten.weight.requires_grad_(False)
         self.act = whiten_act()
         self.groups = nn.Sequential()
-        before = whitened
+        before = whiten_channels
         for (first, second), size in zip(widths, second_kernel_sizes, strict=True):
             blocks = block(before, first, pool="first"), block(first, second, kernel_size=size)
             self.groups.append(nn.Sequential(*blocks))
@@ -110,6 +111,7 @@ def speedrun_net(
     in_channels: int = 3,
     widths: Sequence[int | tuple[int, int]] = (64, 256, 256),
     second_kernel_sizes: Sequence[int] | None = None,
+    whiten_channels: int | None = None,
     act: Activation = "gelu",
     whiten_act: Activation | None = None,
     celu_alpha: float | None = None,
@@ -137,6 +139,8 @@ def speedrun_net(
             the map is large, (64, (128, 256), 256) half of the second group's.
         second_kernel_sizes: Side of the second kernel of each group, odd: 1 is cheap where the map
             is large. None is 3 everywhere.
+        whiten_channels: Filters of the whitening, even: ``whiten_`` takes the directions that vary
+            most, and their negatives. None is all, ``8 * in_channels``.
         act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "gelu".
         whiten_act: Activation after the whitening, likewise. None is ``act``.
         celu_alpha: Smoothing of CELU, only with ``act="celu"``. None is 0.3, tuned by Page for
@@ -182,6 +186,13 @@ def speedrun_net(
         )
     if isinstance(whiten_act, str):
         check_choice("whiten_act", whiten_act, ACTIVATIONS)
+    whitened = 8 * in_channels if whiten_channels is None else whiten_channels
+    check_integer("whiten_channels", whitened, minimum=2)
+    if whitened % 2 or whitened > 8 * in_channels:
+        raise ValueError(
+            f"whiten_channels must be even and at most 8 * in_channels = {8 * in_channels}, "
+            f"got whiten_channels={whitened}"
+        )
     if logit_scale is None:
         logit_scale = 1 / pairs[-1][1]
     check_positive("logit_scale", logit_scale)
@@ -199,6 +210,7 @@ def speedrun_net(
         in_channels,
         widths=pairs,
         second_kernel_sizes=sizes,
+        whiten_channels=whitened,
         block=partial(ConvNormAct, norm=norm, act=activation),
         whiten_act=activation if whiten_act is None else partial(make_activation, whiten_act),
         logit_scale=logit_scale,

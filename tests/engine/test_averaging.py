@@ -221,9 +221,12 @@ def test_swa_is_the_plain_mean_of_the_weights_at_the_ends_of_epochs(epochs, star
         torch.testing.assert_close(value, expected.float(), rtol=1e-5, atol=1e-7)
 
 
-def test_swa_estimates_the_batch_norm_statistics_of_the_mean_on_training_batches():
+@pytest.mark.parametrize(
+    "make", [StochasticWeightAverage, lambda batches: WeightAverage(decay=0.5, batches=batches)]
+)
+def test_an_averages_batch_norm_statistics_are_estimated_on_the_batches_given(make):
     model, batches = make_model(), make_batches()
-    make_trainer(model, StochasticWeightAverage(batches)).fit(batches, epochs=4)
+    make_trainer(model, make(batches)).fit(batches, epochs=4)
     with torch.no_grad():
         features = [model[0](images) for images, _ in batches]
     mean = torch.stack([f.mean((0, 2, 3)) for f in features]).mean(0)

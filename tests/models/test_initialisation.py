@@ -118,6 +118,19 @@ def test_whiten_fills_pairs_of_opposite_filters_and_nothing_else():
     assert torch.isfinite(whiten_(conv, torch.zeros(2, 3, 4, 4)).weight).all()
 
 
+def test_whiten_gives_fewer_filters_the_directions_that_vary_most():
+    images = torch.randn(32, 3, 8, 8) * torch.tensor([3.0, 1.0, 0.1]).view(3, 1, 1)
+    few, every = nn.Conv2d(3, 8, 2), nn.Conv2d(3, 24, 2)
+    whiten_(few, images)
+    whiten_(every, images)
+    assert torch.equal(few.weight[:4], every.weight[:4])
+    assert torch.equal(few.weight[4:], -few.weight[:4])
+    # The first channel's four pixels vary most.
+    assert (
+        few.weight[:4, 0].flatten(1).norm(dim=1) > few.weight[:4, 1:].flatten(1).norm(dim=1)
+    ).all()
+
+
 def test_whiten_leaves_global_generator_and_images_alone():
     images, conv = smooth_images(n=4, size=4), nn.Conv2d(3, 24, 2)
     before, state = images.clone(), torch.get_rng_state()
@@ -135,8 +148,9 @@ def test_whiten_leaves_global_generator_and_images_alone():
             nn.Conv2d(3, 64, 2),
             torch.zeros(1, 3, 4, 4),
             ValueError,
-            r"2 \* 3 \* 2 \* 2 = 24 .*got out_channels=64",
+            r"2 \* 3 \* 2 \* 2 = 24, got out_channels=64",
         ),
+        (nn.Conv2d(3, 7, 2), torch.zeros(1, 3, 4, 4), ValueError, "even number .* out_channels=7"),
         (nn.Conv2d(4, 32, 2, groups=2), torch.zeros(1, 4, 4, 4), ValueError, "groups=2"),
         (nn.Conv2d(3, 24, 2, dilation=2), torch.zeros(1, 3, 4, 4), ValueError, "dilation="),
         (nn.Conv2d(3, 24, 2), torch.zeros(1, 1, 4, 4), ValueError, "3 channels, got 1"),

@@ -107,6 +107,13 @@ def test_a_frozen_whitening_bias_ends_the_backward_pass_at_the_first_group():
     assert model.groups[0][0].conv.weight.grad is not None
 
 
+def test_the_whitening_may_have_fewer_filters():
+    model = small(whiten_channels=16)
+    assert model.whiten.weight.shape == (16, 3, 2, 2)
+    whiten_(model.whiten, torch.randn(8, 3, 8, 8))
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
 def test_a_groups_convolutions_may_differ_in_width_and_kernel():
     model = small(widths=(8, (10, 12), [14, 16]), second_kernel_sizes=(1, 3, 5))
     shapes = [tuple(m.weight.shape) for m in model.groups.modules() if isinstance(m, nn.Conv2d)]
@@ -178,7 +185,14 @@ def test_state_dict_names_are_frozen():
         ({"widths": 64}, TypeError, "one number per group, got widths=64"),
         ({"widths": ()}, ValueError, "at least 1 group"),
         ({"widths": (8, (4, 0))}, ValueError, r"widths\[1\] must be at least 1"),
-        ({"widths": (8, (4, 4, 4))}, ValueError, r"a number or a pair, got widths\[1\]=\(4, 4, 4\)"),
+        (
+            {"widths": (8, (4, 4, 4))},
+            ValueError,
+            r"a number or a pair, got widths\[1\]=\(4, 4, 4\)",
+        ),
+        ({"whiten_channels": 26}, ValueError, "at most 8 \\* in_channels = 24, got .*=26"),
+        ({"whiten_channels": 3}, ValueError, "must be even"),
+        ({"whiten_channels": 0}, ValueError, "at least 2, got whiten_channels=0"),
         ({"second_kernel_sizes": (1,)}, ValueError, "one number per group, 3, got"),
         ({"second_kernel_sizes": (2, 3, 3)}, ValueError, "kernel_size must be odd"),
         ({"widths": (8, 0)}, ValueError, r"widths\[1\] must be at least 1, got widths\[1\]=0"),
