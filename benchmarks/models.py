@@ -90,8 +90,8 @@ def every_network(
         model = ft.build(name).to(images.device)
         seconds = fastest(both_ways(model, images, targets), repeats, images.device)
         speeds = {way: len(images) / seconds[way] for way in WAYS}
-        parameters = sum(p.numel() for p in model.parameters())
-        row = {"network": name, "parameters": parameters, **speeds}
+        size = ft.summary(model, tuple(images.shape[1:]))
+        row = {"network": name, "parameters": size.parameters, "macs": size.macs, **speeds}
         rows.append(row | {"ratio": speeds[WAYS[1]] / speeds[WAYS[0]]})
         print(line(*rows[-1].values()), flush=True)
     return rows
@@ -112,18 +112,19 @@ def against_torchvision(images: Tensor, targets: Tensor, repeats: int) -> list[d
     for way in WAYS:
         speeds = {who: len(images) / seconds[f"{who} {way}"] for who in both}
         rows.append({"way": way, **speeds, "ratio": speeds["fasttricks"] / speeds["torchvision"]})
-        print(line(way, "", *list(rows[-1].values())[1:]), flush=True)
+        print(line(way, "", "", *list(rows[-1].values())[1:]), flush=True)
     return rows
 
 
-def line(first: str, second: object, third: object, fourth: object, ratio: object) -> str:
-    """Format one row of a table: numbers get commas, the ratio two places."""
-    cells = [
-        f"{cell:,.0f}" if isinstance(cell, int | float) else str(cell)
-        for cell in (second, third, fourth)
-    ]
-    last = f"{ratio:.2f}" if isinstance(ratio, float) else str(ratio)
-    return f"{first:<20} {cells[0]:>12} {cells[1]:>12} {cells[2]:>20} {last:>7}"
+def line(first: str, *cells: object) -> str:
+    """Format one row of a table: numbers get commas, the ratio at the end two places."""
+    *numbers, ratio = cells
+    texts = [f"{n:,.0f}" if isinstance(n, int | float) else str(n) for n in numbers]
+    texts.append(f"{ratio:.2f}" if isinstance(ratio, float) else str(ratio))
+    widths = (12, 15, 12, 20, 7)
+    return f"{first:<20}" + "".join(
+        f" {text:>{width}}" for text, width in zip(texts, widths, strict=True)
+    )
 
 
 def main() -> None:
@@ -142,10 +143,10 @@ def main() -> None:
     images = torch.randn(args.batch_size, 3, args.size, args.size, device=device)
     targets = torch.randint(10, (args.batch_size,), device=device)
     print("images a second, forward and backward")
-    print(line("network", "parameters", *WAYS, "ratio"))
+    print(line("network", "parameters", "multiply-adds", *WAYS, "ratio"))
     networks = every_network(args.names, images, targets, args.repeats)
     print()
-    print(line("resnet18", "", "fasttricks", "torchvision", "ratio"))
+    print(line("resnet18", "", "", "fasttricks", "torchvision", "ratio"))
     pair = against_torchvision(images, targets, args.repeats)
     if args.output:
         options = {"batch_size": args.batch_size, "size": args.size, "repeats": args.repeats}
