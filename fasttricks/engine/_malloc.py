@@ -15,7 +15,7 @@ def keep_freed_memory(enabled: bool = True) -> bool:
 
     By default glibc asks the system for large blocks and gives them back when they are freed, so
     that each step of a training touches its activations' pages for the first time: page faults are
-    a tenth to a quarter of the step's time. Call it once, at a program's start. The process then
+    a tenth to a third of the step's time. Call it once, at a program's start. The process then
     holds on to the most memory that it ever used, and to more, since blocks of many sizes no longer
     fit each other exactly. GPUs are not concerned: torch keeps their memory anyway.
 
