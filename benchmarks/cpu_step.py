@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from trainer import peak_bytes
 
 import fasttricks as ft
 
@@ -71,7 +71,7 @@ def measure(way: str, part: int, repeats: int) -> dict[str, float]:
         f"{network}, {size} px": images_per_second(network, size, way, part, repeats)
         for network, size in CASES
     }
-    return found | {PEAK: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
+    return found | {PEAK: peak_bytes("cpu") / 2**20}
 
 
 def main() -> None:

@@ -48,8 +48,8 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
     train, epochs, batch = plan.train, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
-    side = max(train.image_size)
     grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
+    side = max(train.image_size)
     sizes = {epoch: max(8, round(part * side)) for epoch, part in grow.items()}
     can_grow = epochs >= 3 and min(train.image_size) == side
     loader = plan.loader(
@@ -210,9 +210,9 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
-        own = folder / f"seed-{seed}" if args.runs > 1 else folder
         rest = (args.precision, device, seed, target, args.resume)
         plan = Plan(train, not is_digits, epochs, batch_size, *rest)
+        own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)
     seconds = ft.summarize([r["train_seconds"] for r in records])

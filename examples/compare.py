@@ -103,8 +103,8 @@ def train_once(
     schedule = contender.schedule(args.max_lr, max(1, round(args.epochs * len(loader))))
     options = {"precision": args.precision, "progress": False}
     trainer = ft.Trainer(model, sgd, lr=schedule, **options)
-    result: dict[str, Any] = {"seed": seed, "accuracy": 0.0}  # of a run that diverged
-    result["precision"] = trainer.describe()["precision"]
+    # 0 is the accuracy of a run that diverged.
+    result: dict[str, Any] = {"seed": seed, "precision": trainer.precision.name, "accuracy": 0.0}
     try:
         trainer.fit(loader, args.epochs, val=held_out)
         result["accuracy"] = 100 * float(trainer.history.rows[-1]["val_accuracy"])

@@ -266,15 +266,14 @@ class _Winograd(torch.autograd.Function):
         u = kernels.view(outputs, channels, points).permute(2, 1, 0).to(x.dtype).contiguous()
         pixels = _by_pixel(x)
         y = x.new_empty(rows * columns, images * outputs)
-        needs_x, needs_weight, _ = ctx.needs_input_grad
         transformed = []
         for strip in _strips(m, rows, columns, x.dtype):
             v = torch.mm(strip.b, pixels[strip.read]).view(strip.points, -1, channels)
             products = torch.bmm(v, u[: strip.points])  # [points, tiles * N, K]
             torch.mm(strip.a, products.view(-1, images * outputs), out=y[strip.written])
-            if needs_weight:
+            if ctx.needs_input_grad[1]:
                 transformed.append(v)
-        ctx.save_for_backward(*([u] if needs_x else []), *transformed)
+        ctx.save_for_backward(u, *transformed)
         ctx.m, ctx.shape, ctx.dtype = m, x.shape, weight.dtype
         return _by_image(y, images, rows, columns)
 
@@ -290,21 +289,17 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     needs_x, needs_weight, _ = ctx.needs_input_grad
     m, (images, channels, rows, columns) = ctx.m, ctx.shape
     outputs = grad.shape[1]
-    u, transformed = None, list(ctx.saved_tensors)
-    grad_x = grad_u = None
-    if needs_x:
-        u = transformed.pop(0)
-        grad_x = grad.new_zeros(rows * columns, images * channels)
+    u, *transformed = ctx.saved_tensors
     g = _weight_matrix(m, grad.dtype)
-    if needs_weight:
-        grad_u = g.new_zeros((m + 2) ** 2, channels, outputs)
+    grad_x = grad.new_zeros(rows * columns, images * channels) if needs_x else None
+    grad_u = g.new_zeros((m + 2) ** 2, channels, outputs) if needs_weight else None
     pixels = _by_pixel(grad)
     for number, strip in enumerate(_strips(m, rows, columns, grad.dtype)):
         points = strip.points
         products = torch.mm(strip.a.T, pixels[strip.written]).view(points, -1, outputs)
         if grad_u is not None:
             grad_u[:points] += torch.bmm(transformed[number].transpose(1, 2), products)
-        if grad_x is not None and u is not None:  # strips share two rows of pixels
+        if grad_x is not None:  # strips share two rows of pixels
             grad_v = torch.bmm(products, u[:points].transpose(1, 2))
             grad_x[strip.read].addmm_(strip.b.T, grad_v.view(-1, images * channels))
     if grad_u is not None:
@@ -315,6 +310,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad_x, grad_u
 
 
+@lru_cache
 def _weight_matrix(m: int, dtype: torch.dtype) -> Tensor:
     """G for flattened kernels [n * n, 9], in float32 at least."""
     g = winograd_matrices(m)[1]
