@@ -6,7 +6,8 @@ Hiverge's: batches of 1536; 3 epochs at 24 pixels, 3 at 28, the rest at 32; rate
 and 0.5415 (head), both times the batch as the loss is a mean, and 0.2255 (Muon), which fall to 5 %
 within 8.5 epochs and stay there up to 8.875; label smoothing 0.09; jittered intensity; SiLU; from 8
 updates before the end of the fall on, a lookahead of decay 0.7 every 4 updates. On a CPU a batch is
-computed in parts of 512 under bfloat16 autocast. The CUDA graph of the original is left out.
+computed in parts of 512, under bfloat16 autocast if it multiplies that. The CUDA graph of the
+original is left out.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Net(base.Net):
 
 
 def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
-    x = gradient.bfloat16()
+    x = gradient.to(torch.bfloat16 if gradient.is_cuda or base.has_bf16() else torch.float32)
     x = x / (x.norm() + 1e-7)
     x = x.T if gradient.shape[0] > gradient.shape[1] else x
     for _ in range(3):
@@ -90,8 +91,7 @@ def jittered(x: torch.Tensor) -> torch.Tensor:
 
 def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
-    on_cpu = device == "cpu"
-    autocast = torch.autocast(device, dtype=torch.bfloat16 if on_cpu else torch.float16)
+    on_cpu, autocast = device == "cpu", base.mixed_precision(device)
     x_train, y_train = data["x_train"], data["y_train"]
     model = Net().to(device, memory_format=torch.channels_last)
     muon = Muon([p for p in model.parameters() if p.ndim == 4 and p.requires_grad])

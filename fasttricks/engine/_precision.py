@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,6 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice
+from fasttricks._hardware import multiplies_bf16
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -111,20 +111,6 @@ def gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
 
 
 def _best_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bf16" if native else "fp16"
-    if device.type == "cpu":
-        return "bf16" if _cpu_has_bf16() else "fp32"
-    return "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 natively; emulated, autocast is slower than fp32."""
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        # Apple's builds lack oneDNN and with it the question.
-        return torch.backends.mkldnn.is_available() and bool(
-            torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        )
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+    if multiplies_bf16(device):
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"

@@ -9,13 +9,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
+from fasttricks.models._by_pixel import batch_norm_by_pixel, is_by_pixel, max_pool_by_pixel
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
+from fasttricks.models._winograd import WinogradConv2d
 
 PoolPlace = Literal["none", "first", "last"]
 Make = Callable[[], nn.Module]
@@ -119,11 +122,24 @@ class ConvNormAct(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
+        if isinstance(self.conv, WinogradConv2d):
+            x = self.conv(x, pooled=self.pool == "first", by_pixel=True)
+        else:
+            x = self.conv(x)
         if self.pool == "first":
             x = halve(x)
-        x = self.act(self.norm(x))
+        x = self.act(self._normalize(x))
         return halve(x) if self.pool == "last" else x
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        """The norm's output, in the memory format of x."""
+        if not is_by_pixel(x):
+            normalized: Tensor = self.norm(x)
+        elif type(self.norm) is nn.BatchNorm2d:
+            normalized = batch_norm_by_pixel(self.norm, x)
+        else:
+            normalized = self.norm(x.contiguous(memory_format=torch.channels_last))
+        return normalized
 
     def extra_repr(self) -> str:
         return f"pool={self.pool!r}"
@@ -182,8 +198,10 @@ def halve(x: Tensor) -> Tensor:
         >>> halve(torch.zeros(2, 3, 7, 1)).shape
         torch.Size([2, 3, 3, 1])
     """
-    rows, columns = x.shape[-2:]
-    return F.max_pool2d(x, (min(2, rows), min(2, columns)))
+    rows, columns = (min(2, side) for side in x.shape[-2:])
+    return (
+        max_pool_by_pixel(x, rows, columns) if is_by_pixel(x) else F.max_pool2d(x, (rows, columns))
+    )
 
 
 def global_max_pool(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions by Winograd's algorithm: fewer multiplications, for training in a CPU's bf16.
+"""3 x 3 convolutions by Winograd's algorithm: fewer multiplications, for training on a CPU.
 
 Legend: N images of H x W pixels, C channels in, K out, m the side of an output tile, n = m + 2 that
 of the input tile it needs. Tiles are worked off a row of them at a time, a strip.
@@ -6,11 +6,9 @@ of the input tile it needs. Tiles are worked off a row of them at a time, a stri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from statistics import harmonic_mean
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +16,32 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from fasttricks._checks import check_integer
+from fasttricks.models._by_pixel import is_by_pixel
+from fasttricks.models._winograd_tiles import (
+    Size,
+    best_tile,
+    points_for,
+    strips,
+    winograd_matrices,
+)
 
-# Pairs of these signs and sizes keep the errors of bf16 the smallest of those tried: 1.7 % of the
-# output's norm for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %.
-_POINTS = {3: (0.0, 1.0, -1.0, 2.0), 4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5)}
-
-# A strip's matrices grow with the square of its width.
-_WIDEST = 16
+# What is saved goes with the product of the channels in and out, what the transforms cost with
+# their sum; bf16's products are so fast that it takes more channels to pay.
+_FEWEST = {torch.bfloat16: 96, torch.float32: 48}
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution that trains faster in bf16 on a CPU, by fewer multiplications.
+    """A 3 x 3 convolution that trains faster on a CPU, by fewer multiplications.
 
-    While training under bf16 autocast on a CPU it cuts the images into tiles of m x m pixels,
-    transforms tiles and weights, multiplies a quarter to half as often, and transforms back; its
-    gradients come the same way. Results differ from those of ``nn.Conv2d`` by rounding, about 2 %
-    of their norm where bf16 itself rounds 0.3 %. The transformed images, 2.25 to 4.5 times the
-    input, are kept for the backward pass.
+    While training on a CPU, in fp32 or under bf16 autocast, it cuts the images into tiles of m x m
+    pixels, transforms tiles and weights, multiplies a fifth to half as often, and transforms back;
+    its gradients come the same way. Results differ from those of ``nn.Conv2d`` by rounding: in fp32
+    at most 1e-4 of their norm, in bf16 about 2 %, where bf16 itself rounds 0.3 %. The transformed
+    images, 1.6 to 4.5 times the input, are kept for the backward pass.
 
-    In evaluation, in any other precision, elsewhere, compiled, and on maps wider than 16 pixels or
-    so small that it would not halve the multiplications, it is ``nn.Conv2d``. It has no second
-    derivative, and ``torch.func`` cannot transform it.
+    In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
+    halve the multiplications, and in bf16 on maps wider than 16 pixels, it is ``nn.Conv2d``. It has
+    no second derivative, and ``torch.func`` cannot transform it.
 
     Args:
         in_channels: C, at least 1.
@@ -54,14 +57,15 @@ class WinogradConv2d(nn.Conv2d):
 
     Example:
         >>> conv = WinogradConv2d(128, 128)
-        >>> with torch.autocast("cpu", torch.bfloat16):
-        ...     conv(torch.randn(2, 128, 7, 7)).shape
+        >>> conv(torch.randn(2, 128, 7, 7)).shape
         torch.Size([2, 128, 7, 7])
 
     Reference:
         Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv 1509.09308,
         section 4; matrices for other points by Cook and Toom's rule.
     """
+
+    min_channels: int | None = 1  # None where it depends on the precision
 
     def __init__(
         self,
@@ -78,16 +82,32 @@ class WinogradConv2d(nn.Conv2d):
         )
 
     @override
-    def forward(self, input: Tensor) -> Tensor:
-        m = self._tile(input)
+    def forward(self, input: Tensor, *, pooled: bool = False, by_pixel: bool = False) -> Tensor:
+        """Convolve.
+
+        Args:
+            input: Images [N, C, H, W].
+            pooled: The output goes to a 2 x 2 max-pool, which drops an odd last row and column:
+                leave them out where that saves work.
+            by_pixel: What comes next takes images that lie in memory as [H, W, N, K], which costs
+                nothing here: give them so where Winograd's algorithm is used. Otherwise, and by
+                default, they are ``channels_last``.
+        """
+        dtype = self._dtype(input)
+        if dtype is None:
+            return super().forward(input)
+        rows, columns = (
+            side - side % 2 if pooled and side > 1 else side for side in input.shape[2:]
+        )
+        m = best_tile(rows, columns, dtype)
         if m is None:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(input.to(torch.bfloat16), self.weight, m)
-        return found
+            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, (rows, columns))
+        return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
 
-    def _tile(self, x: Tensor) -> int | None:
-        """Return the side of the output tiles, or None where the usual way is taken."""
+    def _dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return what to compute in, or None where the usual way is taken."""
         applies = (
             self.training
             and self.bias is None  # that of a batch norm, once it is fused
@@ -98,14 +118,22 @@ class WinogradConv2d(nn.Conv2d):
             and x.dtype != torch.float64  # which autocast leaves alone
             and x.ndim == 4
             and x.numel() > 0
-            and torch.is_autocast_enabled("cpu")
-            and torch.get_autocast_dtype("cpu") == torch.bfloat16
             and not torch.compiler.is_compiling()
         )
-        return best_tile(*x.shape[2:]) if applies else None
+        if not applies:
+            return None
+        dtype = x.dtype
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+        elif self.weight.dtype != dtype:
+            return None  # which torch refuses
+        if dtype not in _FEWEST:
+            return None
+        fewest = _FEWEST[dtype] if self.min_channels is None else self.min_channels
+        return dtype if _mean_channels(self) >= fewest else None
 
 
-def use_winograd_(model: nn.Module, *, min_channels: int = 96) -> int:
+def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
     """Make a ``WinogradConv2d`` of every convolution that it is for, in place.
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
@@ -114,11 +142,11 @@ def use_winograd_(model: nn.Module, *, min_channels: int = 96) -> int:
     Args:
         model: The network.
         min_channels: Fewest channels, as the harmonic mean of those in and out: what is saved goes
-            with their product, what the transforms cost with their sum. Default 96, which takes
-            64 to 192 and leaves 64 to 128.
+            with their product, what the transforms cost with their sum. None (default) is 48 in
+            fp32 and 96 in bf16, which takes 64 to 192 and leaves 64 to 128 as they are.
 
     Returns:
-        How many there were; 0 is no error.
+        How many there were, of those that pay in fp32; 0 is no error.
 
     Raises:
         ValueError: If ``min_channels`` is under 1.
@@ -127,18 +155,21 @@ def use_winograd_(model: nn.Module, *, min_channels: int = 96) -> int:
         >>> use_winograd_(nn.Sequential(nn.Conv2d(128, 256, 3, padding=1, bias=False)))
         1
     """
-    check_integer("min_channels", min_channels, minimum=1)
+    if min_channels is not None:
+        check_integer("min_channels", min_channels, minimum=1)
+    fewest = min(_FEWEST.values()) if min_channels is None else min_channels
     found = [
         module
         for module in model.modules()
-        if type(module) is nn.Conv2d and _fits(module, min_channels)
+        if type(module) is nn.Conv2d and _fits(module) and _mean_channels(module) >= fewest
     ]
     for module in found:
         module.__class__ = WinogradConv2d
+        cast("WinogradConv2d", module).min_channels = min_channels
     return len(found)
 
 
-def _fits(conv: nn.Conv2d, min_channels: int) -> bool:
+def _fits(conv: nn.Conv2d) -> bool:
     return (
         conv.kernel_size == (3, 3)
         and conv.stride == (1, 1)
@@ -147,173 +178,84 @@ def _fits(conv: nn.Conv2d, min_channels: int) -> bool:
         and conv.padding_mode == "zeros"
         and conv.groups == 1
         and conv.bias is None
-        and harmonic_mean([conv.in_channels, conv.out_channels]) >= min_channels
     )
 
 
-def best_tile(rows: int, columns: int) -> int | None:
-    """Return the side of the output tiles that multiplies least, or None if it does not pay."""
-    if columns > _WIDEST:
-        return None
-    costs = {
-        m: -(-columns // m) * (m + 2) * sum(height + 2 for _, height in _heights(rows, m))
-        for m in _POINTS
-    }
-    m = min(costs, key=costs.__getitem__)
-    return m if costs[m] < 0.5 * 9 * rows * columns else None
-
-
-@lru_cache
-def winograd_matrices(m: int, outputs: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return A [k, n], G [n, 3], B [n, n] with conv(x, w) = A [(G w) * (B x)], in float64.
-
-    k is m, or fewer outputs, which take the first n = k + 2 of m's points and rows of its G. Each
-    polynomial is told by its leading coefficient and its values at n - 1 points; the rows of m's B
-    are brought to norm 1, and G's to its reciprocal, which keeps what is rounded in range.
-    """
-    k = m if outputs is None else outputs
-    inverse = torch.linalg.inv(_values(m, m + 2)).T
-    norms = inverse.norm(dim=1, keepdim=True)[: k + 2]
-    inverse = torch.linalg.inv(_values(m, k + 2)).T
-    return _values(m, k, k + 2).T, _values(m, 3, k + 2) * norms, inverse / norms
-
-
-def _values(m: int, length: int, count: int | None = None) -> Tensor:
-    """[count, length]: a polynomial's leading coefficient and values, from its coefficients."""
-    points = torch.tensor(_POINTS[m], dtype=torch.float64, device="cpu")[:, None]
-    leading = _zeros(1, length)
-    leading[0, -1] = 1
-    return torch.cat([leading, points ** torch.arange(length, device="cpu")])[: count or length]
-
-
-def _zeros(*shape: int) -> Tensor:
-    """On the CPU, whatever the default device is."""
-    return torch.zeros(shape, dtype=torch.float64, device="cpu")
-
-
-@dataclass(frozen=True)
-class _Strip:
-    """A row of tiles: the pixels it reads and writes, of a map's H * W, and its matrices.
-
-    a [pixels written, points * tiles] and b [points * tiles, pixels read]: the pieces are ordered
-    by the polynomials' point in rows and columns first, then by the tile. A strip of fewer rows
-    than m takes the first of all n * n points.
-    """
-
-    points: int
-    read: slice
-    written: slice
-    a: Tensor
-    b: Tensor
-
-
-@lru_cache
-def _strips(m: int, rows: int, columns: int, dtype: torch.dtype) -> tuple[_Strip, ...]:
-    """Cut a map into rows of tiles; pixels outside are zero, so that no matrix has them."""
-    a, _, b = winograd_matrices(m)
-    n, across = m + 2, -(-columns // m)
-    to_columns = _zeros(columns, n, across)
-    from_columns = _zeros(n, across, columns)
-    for tile in range(across):
-        start, stop = tile * m, min(columns, (tile + 1) * m)
-        to_columns[start:stop, :, tile] = a[: stop - start]
-        inside, cut = _reach(start, m, columns)
-        from_columns[:, tile, inside] = b[:, cut]
-    found = []
-    for start, height in _heights(rows, m):
-        a, _, b = winograd_matrices(m, height)
-        inside, cut = _reach(start, height, rows)
-        points = (height + 2) * n
-        whole_a = torch.einsum("hp,wqt->hwpqt", a, to_columns)
-        whole_b = torch.einsum("ph,qtw->pqthw", b[:, cut], from_columns)
-        found.append(
-            _Strip(
-                points,
-                read=slice(inside.start * columns, inside.stop * columns),
-                written=slice(start * columns, (start + height) * columns),
-                a=whole_a.reshape(-1, points * across).to(dtype),
-                b=whole_b.reshape(points * across, -1).to(dtype),
-            )
-        )
-    return tuple(found)
-
-
-def _heights(rows: int, m: int) -> list[tuple[int, int]]:
-    """Start and height of as few strips as m rows at most allow, as even as can be."""
-    starts = [rows * strip // -(-rows // m) for strip in range(-(-rows // m) + 1)]
-    return [(start, stop - start) for start, stop in pairwise(starts)]
-
-
-def _reach(start: int, m: int, size: int) -> tuple[slice, slice]:
-    """The pixels of a line that m outputs need, and which of the m + 2 they are."""
-    first, stop = start - 1, start + m + 1
-    inside = slice(max(0, first), min(size, stop))
-    return inside, slice(inside.start - first, inside.stop - first)
+def _mean_channels(conv: nn.Conv2d) -> float:
+    return harmonic_mean([conv.in_channels, conv.out_channels])
 
 
 class _Winograd(torch.autograd.Function):
-    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, H, W], computed in the dtype of x.
+    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, h, w], in the dtype of x, by tiles of m.
 
-    It works on [H * W, N * C], so that a strip of tiles is one matrix away from its pixels.
+    It works on [H * W, N * C], so that a strip of tiles is one matrix away from its pixels. h and w
+    are H and W, or less: as many of the first outputs.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, m: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size) -> Tensor:
         images, channels, rows, columns = x.shape
-        points, outputs = (m + 2) ** 2, len(weight)
+        outputs = len(weight)
         g = _weight_matrix(m, x.dtype)
-        kernels = weight.to(g.dtype).reshape(-1, 9) @ g.T
-        u = kernels.view(outputs, channels, points).permute(2, 1, 0).to(x.dtype).contiguous()
+        kernels = torch.mm(g, weight.to(g.dtype).reshape(-1, 9).T)
+        u = kernels.view(-1, outputs, channels).to(x.dtype)  # [points, K, C]
         pixels = _by_pixel(x)
-        y = x.new_empty(rows * columns, images * outputs)
+        y = x.new_empty(size[0] * size[1], images * outputs)
         transformed = []
-        for strip in _strips(m, rows, columns, x.dtype):
-            v = torch.mm(strip.b, pixels[strip.read]).view(strip.points, -1, channels)
-            products = torch.bmm(v, u[: strip.points])  # [points, tiles * N, K]
-            torch.mm(strip.a, products.view(-1, images * outputs), out=y[strip.written])
+        for strip in strips(m, (rows, columns), size, x.dtype):
+            v = strip.b(pixels[strip.read]).view(strip.points, -1, channels)
+            products = torch.bmm(v, u[: strip.points].transpose(1, 2))  # [points, tiles * N, K]
+            strip.a(products.view(-1, images * outputs), out=y[strip.written])
             if ctx.needs_input_grad[1]:
                 transformed.append(v)
         ctx.save_for_backward(u, *transformed)
         ctx.m, ctx.shape, ctx.dtype = m, x.shape, weight.dtype
-        return _by_image(y, images, rows, columns)
+        ctx.by_pixel = is_by_pixel(x)
+        return _images(y, images, size)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         with torch.autocast("cpu", enabled=False):
-            return *_gradients(ctx, grad), None
+            return *_gradients(ctx, grad), None, None
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight, each None where it is not needed."""
-    needs_x, needs_weight, _ = ctx.needs_input_grad
-    m, (images, channels, rows, columns) = ctx.m, ctx.shape
-    outputs = grad.shape[1]
+    needs_x, needs_weight, *_ = ctx.needs_input_grad
+    m, (images, channels, *read) = ctx.m, ctx.shape
+    outputs, *written = grad.shape[1:]
     u, *transformed = ctx.saved_tensors
     g = _weight_matrix(m, grad.dtype)
-    grad_x = grad.new_zeros(rows * columns, images * channels) if needs_x else None
-    grad_u = g.new_zeros((m + 2) ** 2, channels, outputs) if needs_weight else None
+    grad_x = grad.new_zeros(read[0] * read[1], images * channels) if needs_x else None
+    grad_u = g.new_zeros((m + 2) ** 2, outputs, channels) if needs_weight else None
     pixels = _by_pixel(grad)
-    for number, strip in enumerate(_strips(m, rows, columns, grad.dtype)):
+    for number, strip in enumerate(strips(m, tuple(read), tuple(written), grad.dtype)):
         points = strip.points
-        products = torch.mm(strip.a.T, pixels[strip.written]).view(points, -1, outputs)
+        products = strip.a.T(pixels[strip.written]).view(points, -1, outputs)
         if grad_u is not None:
-            grad_u[:points] += torch.bmm(transformed[number].transpose(1, 2), products)
+            transposed = products.transpose(1, 2)
+            if grad_u.dtype == grad.dtype:
+                grad_u[:points].baddbmm_(transposed, transformed[number])
+            else:
+                grad_u[:points] += torch.bmm(transposed, transformed[number])
         if grad_x is not None:  # strips share two rows of pixels
-            grad_v = torch.bmm(products, u[:points].transpose(1, 2))
-            grad_x[strip.read].addmm_(strip.b.T, grad_v.view(-1, images * channels))
+            grad_v = torch.bmm(products, u[:points])
+            strip.b.T(grad_v.view(-1, images * channels), out=grad_x[strip.read], add=True)
     if grad_u is not None:
-        flat = (g.T @ grad_u.flatten(1)).view(3, 3, channels, outputs)
-        grad_u = flat.permute(3, 2, 0, 1).to(ctx.dtype)
+        flat = torch.mm(g.T, grad_u.flatten(1)).view(3, 3, outputs, channels)
+        grad_u = flat.permute(2, 3, 0, 1).to(ctx.dtype)
     if grad_x is not None:
-        grad_x = _by_image(grad_x, images, rows, columns)
+        grad_x = _images(grad_x, images, tuple(read))
+        if not ctx.by_pixel:
+            grad_x = grad_x.contiguous(memory_format=torch.channels_last)
     return grad_x, grad_u
 
 
 @lru_cache
 def _weight_matrix(m: int, dtype: torch.dtype) -> Tensor:
     """G for flattened kernels [n * n, 9], in float32 at least."""
-    g = winograd_matrices(m)[1]
+    g = winograd_matrices(points_for(dtype)[m])[1]
     return torch.kron(g, g).to(torch.promote_types(dtype, torch.float32))
 
 
@@ -322,7 +264,6 @@ def _by_pixel(x: Tensor) -> Tensor:
     return x.permute(2, 3, 0, 1).reshape(x.shape[2] * x.shape[3], -1)
 
 
-def _by_image(pixels: Tensor, images: int, rows: int, columns: int) -> Tensor:
-    """[H * W, N * C] to images [N, C, H, W] in channels_last."""
-    by_image = pixels.view(rows, columns, images, -1).permute(2, 0, 1, 3)
-    return by_image.contiguous().permute(0, 3, 1, 2)
+def _images(pixels: Tensor, images: int, size: Size) -> Tensor:
+    """[H * W, N * C] seen as images [N, C, H, W]."""
+    return pixels.view(*size, images, -1).permute(2, 3, 0, 1)

@@ -18,6 +18,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import override
 
 from fasttricks._checks import check_choice, check_integer, check_non_negative
+from fasttricks._hardware import multiplies_bf16
 
 _ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
     "original": lambda m, k: math.sqrt(max(1.0, m / k)),
@@ -32,7 +33,7 @@ def orthogonalize(
     steps: int = 5,
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
     eps: float = 1e-7,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Return the nearest (semi-)orthogonal matrices, approximately, by a Newton-Schulz iteration.
 
@@ -45,10 +46,11 @@ def orthogonalize(
         steps: Number of iterations, at least 1; 5 by default, 3 in the speed runs.
         coefficients: (a, b, c).
         eps: Added to the norm, so that a zero matrix stays zero.
-        dtype: Working dtype; bfloat16 by default.
+        dtype: Working dtype. None (default) is bfloat16 where the device multiplies it natively,
+            and float32 elsewhere, where it would be emulated, hundreds of times slower.
 
     Returns:
-        Matrices [..., M, K] in ``dtype``.
+        Matrices [..., M, K] in the working dtype.
 
     Raises:
         ValueError: If ``matrices`` has fewer than two dimensions, or ``steps`` is under 1.
@@ -65,6 +67,8 @@ def orthogonalize(
             f"matrices must have at least 2 dimensions, got shape {tuple(matrices.shape)}"
         )
     check_integer("steps", steps, minimum=1)
+    if dtype is None:
+        dtype = torch.bfloat16 if multiplies_bf16(matrices.device) else torch.float32
     a, b, c = coefficients
     x = matrices.to(dtype).reshape(-1, *matrices.shape[-2:])
     # The Gram matrix is taken on the shorter side: M x M for a wide matrix, K x K for a tall one.

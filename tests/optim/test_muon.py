@@ -51,6 +51,13 @@ def test_orthogonalize_of_a_batch_is_that_of_each_matrix_and_of_its_transpose():
         torch.testing.assert_close(orthogonalize(matrix.T, dtype=torch.float64), result.T)
 
 
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_orthogonalize_computes_in_bf16_only_where_it_is_native(monkeypatch, native, dtype):
+    monkeypatch.setattr("fasttricks.optim._muon.multiplies_bf16", lambda device: native)
+    assert orthogonalize(random_matrix(3, 4)).dtype == dtype
+    assert orthogonalize(random_matrix(3, 4), dtype=torch.float64).dtype == torch.float64
+
+
 def test_orthogonalize_leaves_zero_at_zero():
     assert not orthogonalize(torch.zeros(3, 4)).any()
 

@@ -1,0 +1,105 @@
+"""Images by pixel: the same pooling and norm as in a common format, and a block that keeps them."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fasttricks.models import use_winograd_
+from fasttricks.models._blocks import ConvNormAct, batch_norm, halve
+from fasttricks.models._by_pixel import batch_norm_by_pixel, is_by_pixel, max_pool_by_pixel
+
+sizes = st.integers(2, 7)
+
+
+def images(*shape, seed=0):
+    """Few values, so that windows have equal maxima."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-3, 4, shape, generator=generator).float()
+
+
+def by_pixel(x):
+    return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+
+
+def test_only_that_format_is_by_pixel():
+    x = torch.randn(4, 8, 5, 6)
+    assert is_by_pixel(by_pixel(x))
+    assert not is_by_pixel(x)
+    assert not is_by_pixel(x.contiguous(memory_format=torch.channels_last))
+    assert not is_by_pixel(by_pixel(torch.randn(1, 8, 5, 6)))  # channels_last too
+    assert not is_by_pixel(by_pixel(x)[:, :, 1:, 1:])
+    assert not is_by_pixel(torch.randn(4, 8))
+
+
+@given(
+    n=st.integers(2, 3), c=st.integers(2, 3), rows=sizes, columns=sizes,
+    window=st.sampled_from([(2, 2), (1, 2), (2, 1)]),
+)  # fmt: skip
+def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(n, c, rows, columns, window):
+    x = images(n, c, rows, columns)
+    results = []
+    for pool, make in ((F.max_pool2d, lambda t: t), (max_pool_by_pixel, by_pixel)):
+        leaf = x.clone().requires_grad_(True)
+        arguments = (window,) if pool is F.max_pool2d else window
+        y = pool(make(leaf), *arguments)
+        y.backward(images(*y.shape, seed=1))
+        results.append((y, leaf.grad))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+    assert results[1][0].permute(2, 3, 0, 1).is_contiguous()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_equals_torchs(training):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 5, 6)
+    grad = torch.randn(4, 8, 5, 6)
+    results = []
+    for run in (lambda norm, t: norm(t), lambda norm, t: batch_norm_by_pixel(norm, by_pixel(t))):
+        norm = batch_norm(8, momentum=0.3).train(training)
+        leaf = x.clone().requires_grad_(True)
+        y = run(norm, leaf)
+        y.backward(grad)
+        results.append((y, leaf.grad, norm.weight.grad, norm.bias.grad, norm.running_var))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert is_by_pixel(results[1][0])
+
+
+@pytest.mark.parametrize("size", [15, 14, 7, 3])
+@pytest.mark.parametrize("pool", ["none", "first", "last"])
+@pytest.mark.parametrize("ghost", [None, 2])
+def test_blocks_compute_the_same_and_pass_images_on_by_pixel(pool, size, ghost):
+    torch.manual_seed(0)
+    norm = partial(batch_norm, ghost_batch_size=ghost)
+    options = {"norm": norm, "act": nn.SiLU}
+    plain = nn.Sequential(ConvNormAct(64, 64, pool=pool, **options), ConvNormAct(64, 64, **options))
+    fast = copy.deepcopy(plain)
+    assert use_winograd_(fast) == 2
+    x = torch.randn(4, 64, size, size).contiguous(memory_format=torch.channels_last)
+    results = []
+    for blocks in (plain, fast):
+        leaf = x.clone().requires_grad_(True)
+        y = blocks(leaf)
+        y.square().sum().backward()
+        results.append([y, leaf.grad, *(p.grad for p in blocks.parameters())])
+    for expected, found in zip(*results, strict=True):
+        # Rounding makes another pixel a window's maximum now and then.
+        assert (found - expected).norm() <= (1e-3 if pool == "none" else 1e-2) * expected.norm()
+    running = [torch.cat([b.flatten() for b in blocks.buffers()]) for blocks in (plain, fast)]
+    torch.testing.assert_close(*running, rtol=1e-4, atol=1e-4)
+    between = fast[0](x)
+    assert is_by_pixel(between) == (ghost is None and between.shape[-1] > 1)
+
+
+def test_halving_a_single_pixel_row_by_pixel():
+    x = by_pixel(torch.randn(3, 4, 1, 6))
+    torch.testing.assert_close(halve(x), F.max_pool2d(x.contiguous(), (1, 2)))
