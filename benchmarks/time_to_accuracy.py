@@ -5,8 +5,9 @@
 
 Writes race/results.json and race/results.md after every run; the same command again goes on with a
 race that was broken off, on the same hardware and versions only. Seconds of training include
-preparation (whitening) and leave evaluation out, as each contender counts them itself; wall seconds
-are those of the whole process, start to end.
+preparation (whitening) and leave evaluation out, as each contender counts them itself; those with
+six views add the final evaluation; wall seconds are those of the whole process, start to end.
+Operations are those of direct convolutions, however they are computed.
 
 `--images N` trains every contender on N of the training images only, with its usual batch: as much
 less time, no accuracy to speak of, but the ratio of the seconds of training.
@@ -20,10 +21,13 @@ import resource
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import fasttricks as ft
 
@@ -44,17 +48,46 @@ def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str
     subprocess.run([*command, "--output", str(folder)], cwd=ROOT, check=True)
     wall = time.perf_counter() - start
     record = json.loads((folder / "record.json").read_text())
-    keep = ("seed", "test_accuracy", "test_accuracy_tta", "device")
+    keep = ("seed", "test_accuracy", "test_accuracy_tta", "device", "images_by_size")
     # Whitening and the like count: the reference does it within its training seconds.
     seconds = record["train_seconds"] + record.get("prepare_seconds", 0.0)
-    kept = {key: record[key] for key in keep}
-    return {"contender": name, **kept, "train_seconds": seconds, "wall_seconds": wall}
+    return {
+        "contender": name,
+        **{key: record[key] for key in keep},
+        "train_seconds": seconds,
+        "train_and_evaluation_seconds": seconds + record["tta_seconds"],
+        "wall_seconds": wall,
+        "images_per_second": sum(record["images_by_size"].values()) / seconds,
+        "flops": sum(
+            count * flops_per_image(name, int(size))
+            for size, count in record["images_by_size"].items()
+        ),
+    }
+
+
+@cache
+def flops_per_image(name: str, size: int) -> float:
+    """Operations, forward and backward, of the network on an image, by direct convolutions.
+
+    The references' network is the speedrun's. Its whitening is frozen, for nearly all of a run with
+    its bias.
+    """
+    if name == "article":
+        model: torch.nn.Module = ft.resnet9()
+    else:
+        model = ft.speedrun_net()
+        model.get_parameter("whiten.bias").requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / 2
 
 
 def smaller(data: Path, images: int, folder: Path) -> Path:
     """Write a data set of so many training images, drawn at random, and a tenth as many tests."""
     with np.load(data) as file:
         arrays = dict(file)
+    if images > len(arrays["x_train"]):
+        raise SystemExit(f"--images must be at most {len(arrays['x_train'])}, got {images}")
     for part, count in (("train", images), ("test", max(1, images // 10))):
         chosen = np.random.default_rng(0).permutation(len(arrays[f"x_{part}"]))[:count]
         for name in (f"x_{part}", f"y_{part}"):
@@ -83,19 +116,23 @@ def table(results: list[dict[str, Any]], target: float) -> str:
     """Return a Markdown table: one line a contender, in the order of first appearance."""
     lines = [
         f"| contender | runs | accuracy, six views (%) | one view (%) | runs at {target:g} % | "
-        "training (s) | wall (s) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "training (s) | with six views (s) | wall (s) | images/s | PFLOP |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(row["contender"] for row in results):
         rows = [row for row in results if row["contender"] == name]
         views = ft.summarize([100 * row["test_accuracy_tta"] for row in rows], target=target)
         one = ft.summarize([100 * row["test_accuracy"] for row in rows])
-        train = ft.summarize([row["train_seconds"] for row in rows])
-        wall = ft.summarize([row["wall_seconds"] for row in rows])
+        seconds = [
+            ft.summarize([row[f"{what}_seconds"] for row in rows]).mean
+            for what in ("train", "train_and_evaluation", "wall")
+        ]
+        speed = ft.summarize([row["images_per_second"] for row in rows]).mean
         interval = "" if views.interval is None else " ({:.2f} to {:.2f})".format(*views.interval)
         lines.append(
             f"| {name} | {views.runs} | {views.mean:.2f}{interval} | {one.mean:.2f} | "
-            f"{views.share_at_target:.0%} | {train.mean:.1f} | {wall.mean:.1f} |"
+            f"{views.share_at_target:.0%} | {' | '.join(f'{s:.1f}' for s in seconds)} | "
+            f"{speed:.0f} | {rows[0]['flops'] / 1e15:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -107,3 +107,15 @@ def article_loader(
     ]
     options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
     return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)
+
+
+def images_by_size(loader: ft.DeviceLoader, updates: int, train: ft.ImageSet) -> dict[str, int]:
+    """Return how many images of each side in pixels so many updates train on."""
+    pieces = loader.pipeline.transforms
+    growing = [piece for piece in pieces if isinstance(piece, ft.ProgressiveResize)]
+    found: dict[str, int] = {}
+    for update in range(updates):
+        now = growing[-1].size_at(update // len(loader)) if growing else None
+        size = str(max(train.image_size) if now is None else now)
+        found[size] = found.get(size, 0) + loader.batch_size
+    return found

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import _shared
 import torch
 from _shared import DIGITS, Parser, article_loader, check, choose_device, errors_in_one_line, load
 
@@ -168,6 +169,7 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
         "batch_size": plan.batch_size,
         "transforms": repr(loader.pipeline),
         "tta": tta,
+        "images_by_size": _shared.images_by_size(loader, trainer.step_count, plan.train),
         "winograd_convolutions": sum(
             isinstance(m, ft.models.WinogradConv2d) for m in model.modules()
         ),

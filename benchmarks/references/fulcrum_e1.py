@@ -13,6 +13,7 @@ original is left out.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import airbench94_muon as base
 import torch
@@ -89,7 +90,7 @@ def jittered(x: torch.Tensor) -> torch.Tensor:
     return (x + shift) * (1 + scale)
 
 
-def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
+def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
     x_train, y_train = data["x_train"], data["y_train"]
@@ -116,7 +117,7 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
     images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
     padded = F.pad(images, (2, 2, 2, 2), "reflect")
     slow: list[torch.Tensor] = []
-    step, epoch = 0, 0
+    step, epoch, images_by_size = 0, 0, dict.fromkeys(["24", "28", "32"], 0)
     model.train()
     while step < total:
         epoch_images = base.cropped(padded)
@@ -144,6 +145,7 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
             muon.step(MUON_RATE * left, step / total)
             model.zero_grad(set_to_none=True)
             step += 1
+            images_by_size[str(size)] += BATCH
             if step == lookahead_start:
                 slow = [value.detach().clone() for value in floats(model)]
             elif slow and (step - lookahead_start) % LOOKAHEAD_EVERY == 0:
@@ -152,7 +154,9 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, float]:
                     value.copy_(average)
         epoch += 1
         print(f"epoch {epoch} size {size} {time.perf_counter() - start:.0f} s", flush=True)
-    return {"train_seconds": time.perf_counter() - start, **base.accuracies(model, data, autocast)}
+    seconds = {"train_seconds": time.perf_counter() - start}
+    found = base.accuracies(model, data, autocast)
+    return seconds | {"images_by_size": images_by_size} | found
 
 
 def floats(model: nn.Module) -> list[torch.Tensor]:

@@ -123,23 +123,28 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.conv, WinogradConv2d):
-            x = self.conv(x, pooled=self.pool == "first", by_pixel=True)
-        else:
-            x = self.conv(x)
+            return self._forward_by_pixel(x)
+        x = self.conv(x)
         if self.pool == "first":
             x = halve(x)
-        x = self.act(self._normalize(x))
+        x = self.act(self.norm(x))
         return halve(x) if self.pool == "last" else x
 
-    def _normalize(self, x: Tensor) -> Tensor:
-        """The norm's output, in the memory format of x."""
+    def _forward_by_pixel(self, x: Tensor) -> Tensor:
+        """The same, where the images may lie in memory as the convolution leaves them."""
+        # Hooks are to see the shapes that they would see elsewhere.
+        pooled = self.pool == "first" and not _has_hooks(self.conv)
+        x = self.conv(x, pooled=pooled, by_pixel=True)
+        if self.pool == "first":
+            x = _halve_by_pixel(x)
         if not is_by_pixel(x):
-            normalized: Tensor = self.norm(x)
-        elif type(self.norm) is nn.BatchNorm2d:
-            normalized = batch_norm_by_pixel(self.norm, x)
+            x = self.norm(x)
+        elif type(self.norm) is nn.BatchNorm2d and not _has_hooks(self.norm):
+            x = batch_norm_by_pixel(self.norm, x)
         else:
-            normalized = self.norm(x.contiguous(memory_format=torch.channels_last))
-        return normalized
+            x = self.norm(x.contiguous(memory_format=torch.channels_last))
+        x = self.act(x)
+        return _halve_by_pixel(x) if self.pool == "last" else x
 
     def extra_repr(self) -> str:
         return f"pool={self.pool!r}"
@@ -198,10 +203,19 @@ def halve(x: Tensor) -> Tensor:
         >>> halve(torch.zeros(2, 3, 7, 1)).shape
         torch.Size([2, 3, 3, 1])
     """
-    rows, columns = (min(2, side) for side in x.shape[-2:])
-    return (
-        max_pool_by_pixel(x, rows, columns) if is_by_pixel(x) else F.max_pool2d(x, (rows, columns))
-    )
+    rows, columns = x.shape[-2:]
+    return F.max_pool2d(x, (min(2, rows), min(2, columns)))
+
+
+def _halve_by_pixel(x: Tensor) -> Tensor:
+    if not is_by_pixel(x):
+        return halve(x)
+    return max_pool_by_pixel(x, min(2, x.shape[2]), min(2, x.shape[3]))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(module, kind) for kind in kinds)
 
 
 def global_max_pool(x: Tensor) -> Tensor:

@@ -14,19 +14,26 @@ from torch.autograd.function import once_differentiable
 
 
 def is_by_pixel(x: Tensor) -> bool:
-    """Whether images [N, C, H, W] lie in memory as [H, W, N, C], and in no common format too."""
+    """Whether images [N, C, H, W] lie in memory as [H, W, N, C], and not in channels_last too."""
     return (
         x.ndim == 4
         and x.permute(2, 3, 0, 1).is_contiguous()
-        and not x.is_contiguous()
-        and not x.is_contiguous(memory_format=torch.channels_last)
+        and len(x) > 1
+        and x.shape[2:].numel() > 1
     )
 
 
 def max_pool_by_pixel(x: Tensor, rows: int, columns: int) -> Tensor:
     """``F.max_pool2d`` with windows of rows x columns, for images by pixel and to such."""
-    pooled: Tensor = _MaxPool.apply(x, (rows, columns))
-    return pooled
+    images, channels, height, width = x.shape
+    count = height // rows
+    pixels = x.permute(2, 3, 0, 1)
+    if count * rows < height:
+        pixels = pixels[: count * rows]
+    bands = pixels.reshape(count, rows, width, -1).permute(0, 3, 1, 2)
+    pooled: Tensor = _MaxPool.apply(bands, (rows, columns))
+    pixels = pooled.squeeze(2).permute(0, 2, 1)
+    return pixels.reshape(count, -1, images, channels).permute(2, 3, 0, 1)
 
 
 def batch_norm_by_pixel(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
@@ -42,36 +49,28 @@ def batch_norm_by_pixel(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 class _MaxPool(torch.autograd.Function):
-    """One row of windows is one image in channels_last, whose channels are those of all images."""
+    """A row of windows is one image in channels_last, whose channels are those of all images.
+
+    torch's own pass would keep the convolution's output until its backward pass, and take the
+    strides of such images of one row for another format's, into which it would copy.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, window: tuple[int, int]) -> Tensor:
-        images, channels, height, width = x.shape
-        rows, columns = window
-        count = height // rows
-        bands = x.permute(2, 3, 0, 1)[: count * rows].view(count, rows, width, -1)
-        pooled, indices = torch.ops.aten.max_pool2d_with_indices(
-            bands.permute(0, 3, 1, 2), window, window
-        )
+    def forward(ctx: Any, bands: Tensor, window: tuple[int, int]) -> Tensor:
+        pooled: Tensor
+        pooled, indices = torch.ops.aten.max_pool2d_with_indices(bands, window, window)
         ctx.save_for_backward(indices)
-        ctx.shape, ctx.window = x.shape, window
-        found: Tensor = pooled.permute(0, 2, 3, 1)
-        return found.reshape(count, width // columns, images, channels).permute(2, 3, 0, 1)
+        ctx.shape, ctx.window = bands.shape, window
+        return pooled
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        images, channels, height, width = ctx.shape
         (indices,) = ctx.saved_tensors
-        rows, window = ctx.window[0], ctx.window
-        count = height // rows
-        bands = grad.permute(2, 3, 0, 1).reshape(count, 1, -1, images * channels)
-        like = grad.new_empty(count, rows, width, images * channels)  # for its strides
-        found = torch.ops.aten.max_pool2d_with_indices_backward(
-            bands.permute(0, 3, 1, 2), like.permute(0, 3, 1, 2), window, window, [0, 0], [1, 1],
-            False, indices,
-        )  # fmt: skip
-        found = found.permute(0, 2, 3, 1).reshape(count * rows, width, images, channels)
-        if count * rows < height:
-            found = torch.nn.functional.pad(found, (0, 0, 0, 0, 0, 0, 0, height - count * rows))
-        return found.permute(2, 3, 0, 1), None
+        count, channels, rows, width = ctx.shape
+        grad = grad.squeeze(2).permute(0, 2, 1).contiguous().unsqueeze(1).permute(0, 3, 1, 2)
+        like = grad.new_empty(count, rows, width, channels).permute(0, 3, 1, 2)  # for its strides
+        found: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+            grad, like, ctx.window, ctx.window, [0, 0], [1, 1], False, indices
+        )
+        return found, None

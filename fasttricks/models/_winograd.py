@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from statistics import harmonic_mean
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from fasttricks._checks import check_integer
+from fasttricks._hardware import cpu_rounds_fp32_products
 from fasttricks.models._by_pixel import is_by_pixel
 from fasttricks.models._winograd_tiles import (
     Size,
@@ -34,20 +35,25 @@ class WinogradConv2d(nn.Conv2d):
     """A 3 x 3 convolution that trains faster on a CPU, by fewer multiplications.
 
     While training on a CPU, in fp32 or under bf16 autocast, it cuts the images into tiles of m x m
-    pixels, transforms tiles and weights, multiplies a fifth to half as often, and transforms back;
+    pixels, transforms tiles and weights, multiplies a sixth to half as often, and transforms back;
     its gradients come the same way. Results differ from those of ``nn.Conv2d`` by rounding: in fp32
-    at most 1e-4 of their norm, in bf16 about 2 %, where bf16 itself rounds 0.3 %. The transformed
-    images, 1.6 to 4.5 times the input, are kept for the backward pass.
+    by about 1e-4 of their norm at most, in bf16 about 2 %, where bf16 itself rounds 0.3 %. The
+    transformed images, 1.3 to 4.5 times the input, are kept for the backward pass.
 
     In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
-    halve the multiplications, and in bf16 on maps wider than 16 pixels, it is ``nn.Conv2d``. It has
-    no second derivative, and ``torch.func`` cannot transform it.
+    halve the multiplications or wider than 32 pixels (16 in bf16), and where torch was told to
+    round the products of fp32 matrices (``torch.set_float32_matmul_precision``), it is
+    ``nn.Conv2d``. It has no second derivative, and ``torch.func`` cannot transform it.
 
     Args:
         in_channels: C, at least 1.
         out_channels: K, at least 1.
         device: Of the weight; torch's default device by default.
         dtype: Of the weight; torch's default dtype by default.
+
+    Attributes:
+        min_channels: Fewest channels, as the harmonic mean of C and K, with which it is not
+            ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 48 in fp32 and 96 in bf16.
 
     Shape:
         Float images [N, C, H, W] to [N, K, H, W]: padded by 1, stride 1, no bias.
@@ -65,7 +71,7 @@ class WinogradConv2d(nn.Conv2d):
         section 4; matrices for other points by Cook and Toom's rule.
     """
 
-    min_channels: int | None = 1  # None where it depends on the precision
+    min_channels: int | None = 1
 
     def __init__(
         self,
@@ -88,22 +94,26 @@ class WinogradConv2d(nn.Conv2d):
         Args:
             input: Images [N, C, H, W].
             pooled: The output goes to a 2 x 2 max-pool, which drops an odd last row and column:
-                leave them out where that saves work.
+                leave them out where Winograd's algorithm is used.
             by_pixel: What comes next takes images that lie in memory as [H, W, N, K], which costs
                 nothing here: give them so where Winograd's algorithm is used. Otherwise, and by
                 default, they are ``channels_last``.
+
+        Returns:
+            [N, K, H, W], or with ``pooled`` the largest even part of it.
         """
         dtype = self._dtype(input)
         if dtype is None:
             return super().forward(input)
-        rows, columns = (
-            side - side % 2 if pooled and side > 1 else side for side in input.shape[2:]
-        )
-        m = best_tile(rows, columns, dtype)
+        rows, columns = input.shape[2:]
+        size = rows, columns
+        if pooled:
+            size = max(1, rows - rows % 2), max(1, columns - columns % 2)
+        m = best_tile((rows, columns), size, dtype)
         if m is None:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, (rows, columns))
+            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, size)
         return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
@@ -122,12 +132,14 @@ class WinogradConv2d(nn.Conv2d):
         )
         if not applies:
             return None
-        dtype = x.dtype
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
-        elif self.weight.dtype != dtype:
-            return None  # which torch refuses
-        if dtype not in _FEWEST:
+        elif x.dtype == self.weight.dtype == torch.float32:
+            dtype = torch.float32
+        else:
+            return None
+        # Tiles of 8 blow rounding up a thousandfold.
+        if dtype not in _FEWEST or (dtype == torch.float32 and cpu_rounds_fp32_products()):
             return None
         fewest = _FEWEST[dtype] if self.min_channels is None else self.min_channels
         return dtype if _mean_channels(self) >= fewest else None
@@ -137,7 +149,7 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
     """Make a ``WinogradConv2d`` of every convolution that it is for, in place.
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
-    objects, with their parameters, names, hooks and mode.
+    objects, with their parameters, names, hooks and mode. A second call sets ``min_channels`` anew.
 
     Args:
         model: The network.
@@ -146,7 +158,7 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
             fp32 and 96 in bf16, which takes 64 to 192 and leaves 64 to 128 as they are.
 
     Returns:
-        How many there were, of those that pay in fp32; 0 is no error.
+        How many it made, by default those with channels enough for fp32; 0 is no error.
 
     Raises:
         ValueError: If ``min_channels`` is under 1.
@@ -158,15 +170,14 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
     if min_channels is not None:
         check_integer("min_channels", min_channels, minimum=1)
     fewest = min(_FEWEST.values()) if min_channels is None else min_channels
-    found = [
-        module
-        for module in model.modules()
-        if type(module) is nn.Conv2d and _fits(module) and _mean_channels(module) >= fewest
-    ]
-    for module in found:
-        module.__class__ = WinogradConv2d
-        cast("WinogradConv2d", module).min_channels = min_channels
-    return len(found)
+    made = 0
+    for module in list(model.modules()):
+        if type(module) is nn.Conv2d and _fits(module) and _mean_channels(module) >= fewest:
+            module.__class__ = WinogradConv2d
+            made += 1
+        if isinstance(module, WinogradConv2d):
+            module.min_channels = min_channels
+    return made
 
 
 def _fits(conv: nn.Conv2d) -> bool:
@@ -196,11 +207,14 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size) -> Tensor:
         images, channels, rows, columns = x.shape
         outputs = len(weight)
+        found = x.new_empty_strided(
+            (images, outputs, *size), (outputs, 1, size[1] * images * outputs, images * outputs)
+        )
+        y = _by_pixel(found)
         g = _weight_matrix(m, x.dtype)
         kernels = torch.mm(g, weight.to(g.dtype).reshape(-1, 9).T)
         u = kernels.view(-1, outputs, channels).to(x.dtype)  # [points, K, C]
         pixels = _by_pixel(x)
-        y = x.new_empty(size[0] * size[1], images * outputs)
         transformed = []
         for strip in strips(m, (rows, columns), size, x.dtype):
             v = strip.b(pixels[strip.read]).view(strip.points, -1, channels)
@@ -211,7 +225,7 @@ class _Winograd(torch.autograd.Function):
         ctx.save_for_backward(u, *transformed)
         ctx.m, ctx.shape, ctx.dtype = m, x.shape, weight.dtype
         ctx.by_pixel = is_by_pixel(x)
-        return _images(y, images, size)
+        return found
 
     @staticmethod
     @once_differentiable

@@ -28,8 +28,8 @@ _MANY_BITS = {
     8: (0.0, 0.4, -0.4, 0.75, -0.75, 1.0, -1.0, 4 / 3, -4 / 3),
 }
 
-# In bf16 a strip is transformed by one matrix, which grows with the square of its width.
-_WIDEST = 16
+# A transform's matrix grows with the width, in bf16 (that of a whole strip) with its square.
+_WIDEST = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 32}
 
 Size = tuple[int, int]
 
@@ -39,16 +39,23 @@ def points_for(dtype: torch.dtype) -> dict[int, tuple[float, ...]]:
     return _FEW_BITS if dtype == torch.bfloat16 else _MANY_BITS
 
 
-def best_tile(rows: int, columns: int, dtype: torch.dtype) -> int | None:
-    """Return the side of the tiles that multiplies least, or None if it does not halve the work."""
-    if dtype == torch.bfloat16 and columns > _WIDEST:
+def best_tile(read: Size, written: Size, dtype: torch.dtype) -> int | None:
+    """Return the side of the tiles that multiplies least, or None if it does not halve the work.
+
+    Args:
+        read: Rows and columns of the input, which are those of the direct convolution's output.
+        written: Those of the output that is asked for.
+        dtype: Of the transforms.
+    """
+    rows, columns = written
+    if columns > _WIDEST[dtype]:
         return None
     costs = {
         m: -(-columns // m) * (m + 2) * sum(height + 2 for _, height in _heights(rows, m))
         for m in points_for(dtype)
     }
     m = min(costs, key=costs.__getitem__)
-    return m if costs[m] < 0.5 * 9 * rows * columns else None
+    return m if costs[m] < 0.5 * 9 * read[0] * read[1] else None
 
 
 @lru_cache
@@ -85,7 +92,7 @@ class Transform:
         return Transform(self.rows.T, None if self.columns is None else self.columns.T)
 
     def __call__(self, x: Tensor, *, out: Tensor | None = None, add: bool = False) -> Tensor:
-        """Return the product with x [h * w, M], in ``out`` or added to it where there is one."""
+        """Return the product with x [h * w, M]; put it in ``out`` where given, or ``add`` it."""
         size = x.shape[1]
         if self.columns is not None:
             x = torch.matmul(self.columns, x.view(self.rows.shape[1], -1, size))
@@ -136,6 +143,7 @@ def strips(m: int, read: Size, written: Size, dtype: torch.dtype) -> tuple[Strip
         to_columns[start:stop, :, tile] = a[: stop - start]
         inside, cut = _reach(start, m, read[1])
         from_columns[:, tile, inside] = b[:, cut]
+    to_columns, from_columns = to_columns.flatten(1), from_columns.flatten(0, 1)
     found = []
     for start, height in _heights(written[0], m):
         a, _, b = winograd_matrices(points, height)
@@ -145,8 +153,8 @@ def strips(m: int, read: Size, written: Size, dtype: torch.dtype) -> tuple[Strip
                 (height + 2) * n,
                 slice(inside.start * read[1], inside.stop * read[1]),
                 slice(start * written[1], (start + height) * written[1]),
-                a=_transform(a, to_columns.flatten(1), dtype),
-                b=_transform(b[:, cut], from_columns.flatten(0, 1), dtype),
+                a=_transform(a, to_columns, dtype),
+                b=_transform(b[:, cut], from_columns, dtype),
             )
         )
     return tuple(found)

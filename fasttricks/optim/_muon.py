@@ -46,8 +46,8 @@ def orthogonalize(
         steps: Number of iterations, at least 1; 5 by default, 3 in the speed runs.
         coefficients: (a, b, c).
         eps: Added to the norm, so that a zero matrix stays zero.
-        dtype: Working dtype. None (default) is bfloat16 where the device multiplies it natively,
-            and float32 elsewhere, where it would be emulated, hundreds of times slower.
+        dtype: Working dtype. None (default) is bfloat16 where the device is known to multiply it
+            natively, and float32 elsewhere: a CPU without it is hundreds of times slower.
 
     Returns:
         Matrices [..., M, K] in the working dtype.
@@ -90,7 +90,8 @@ class Muon(Optimizer):
     give biases, norms and usually the last layer to another optimizer. Update k uses
     ``B = momentum * B + grad``, then ``U = orthogonalize(grad + momentum * B)`` (Nesterov) or
     ``orthogonalize(B)``, then ``weight <- (1 - lr * weight_decay) * weight - lr * adjust * U``.
-    Parameters of one shape are stacked and orthogonalised in one batched call.
+    Parameters of one shape are stacked and orthogonalised in one batched call, in bfloat16 where
+    the device is known to multiply it natively, in float32 elsewhere.
 
     Args:
         params: Parameters with at least two dimensions, or groups of them.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fasttricks._hardware import multiplies_bf16
 from fasttricks.engine import Precision
 
 
@@ -17,10 +16,8 @@ def test_the_forward_pass_computes_in_the_named_dtype(name, dtype):
 
 def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch):
     for flag, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("fasttricks._hardware._cpu_multiplies_bf16", lambda flag=flag: flag)
-        multiplies_bf16.cache_clear()
+        monkeypatch.setattr("fasttricks._hardware.cpu_multiplies_bf16", lambda flag=flag: flag)
         assert Precision("auto").name == expected
-    multiplies_bf16.cache_clear()
 
 
 def test_gradients_are_those_of_the_loss():

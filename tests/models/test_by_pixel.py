@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fasttricks.models import use_winograd_
-from fasttricks.models._blocks import ConvNormAct, batch_norm, halve
+from fasttricks.models._blocks import ConvNormAct, batch_norm
 from fasttricks.models._by_pixel import batch_norm_by_pixel, is_by_pixel, max_pool_by_pixel
 
 sizes = st.integers(2, 7)
@@ -68,7 +68,9 @@ def test_batch_norm_equals_torchs(training):
         leaf = x.clone().requires_grad_(True)
         y = run(norm, leaf)
         y.backward(grad)
-        results.append((y, leaf.grad, norm.weight.grad, norm.bias.grad, norm.running_var))
+        assert norm.num_batches_tracked == training
+        running = norm.running_mean, norm.running_var
+        results.append((y, leaf.grad, norm.weight.grad, norm.bias.grad, *running))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected)
     assert is_by_pixel(results[1][0])
@@ -100,6 +102,7 @@ def test_blocks_compute_the_same_and_pass_images_on_by_pixel(pool, size, ghost):
     assert is_by_pixel(between) == (ghost is None and between.shape[-1] > 1)
 
 
-def test_halving_a_single_pixel_row_by_pixel():
+def test_a_row_of_single_pixels_by_pixel():
     x = by_pixel(torch.randn(3, 4, 1, 6))
-    torch.testing.assert_close(halve(x), F.max_pool2d(x.contiguous(), (1, 2)))
+    assert is_by_pixel(x)
+    torch.testing.assert_close(max_pool_by_pixel(x, 1, 2), F.max_pool2d(x.contiguous(), (1, 2)))

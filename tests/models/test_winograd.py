@@ -99,13 +99,20 @@ def test_the_dense_matrix_is_the_product_of_rows_and_columns(m, size):
     ],
 )
 def test_the_tile_with_the_fewest_multiplications_is_taken(shape, bf16, fp32):
-    assert best_tile(*shape, torch.bfloat16) == bf16
-    assert best_tile(*shape, torch.float32) == fp32
+    assert best_tile(shape, shape, torch.bfloat16) == bf16
+    assert best_tile(shape, shape, torch.float32) == fp32
     for dtype, m in ((torch.bfloat16, bf16), (torch.float32, fp32)):
         if m is not None:
             count = sum(s.points for s in strips(m, shape, shape, dtype)) * -(-shape[1] // m)
             assert count < 4.5 * shape[0] * shape[1]
             assert m in points_for(dtype)
+
+
+def test_a_smaller_output_is_compared_with_the_whole_direct_one():
+    assert best_tile((3, 3), (2, 2), torch.bfloat16) == 3
+    assert best_tile((15, 15), (14, 14), torch.float32) == 7
+    assert best_tile((33, 33), (32, 32), torch.float32) == 8
+    assert best_tile((64, 64), (64, 64), torch.float32) is None
 
 
 def both(channels=128):
@@ -167,6 +174,22 @@ def test_outputs_are_channels_last_or_by_pixel(autocast, by_pixel):
     assert (part.float() - whole).norm() < (0.03 if autocast else 1e-4) * whole.norm()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_output_of_one_image_can_be_changed_in_place(autocast):
+    _, fast = both()
+    x = torch.randn(1, 128, 7, 7)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = fast(x)
+        y += 1
+        fast(x, by_pixel=True).relu_().sum().backward()
+
+
+def test_any_strides_come_in():
+    plain, fast = both()
+    x = torch.randn(3, 256, 14, 14)[:, ::2, ::2, 1::2]
+    torch.testing.assert_close(fast(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
 CROPS = {"one pixel": (1, 1), "2 x 2": (2, 2), "a row": (1, 7), "4 x 2": (4, 2)}
 
 
@@ -192,6 +215,30 @@ def test_elsewhere_it_is_torchs_convolution(why):
         torch.set_grad_enabled(why != "no gradients"),
     ):
         assert torch.equal(fast(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    "why", ["evaluation", "no gradients", "frozen", "empty", "one pixel", "bf16", "wide", "rounded"]
+)
+def test_elsewhere_it_is_torchs_convolution_without_autocast(why):
+    plain, fast = both()
+    x = torch.randn(2, 128, *{"one pixel": (1, 1), "wide": (3, 40)}.get(why, (7, 7)))
+    if why == "evaluation":
+        fast.eval()
+    if why == "frozen":
+        fast.weight.requires_grad_(False)
+    if why == "empty":
+        x = x[:0]
+    if why == "bf16":
+        plain, fast, x = plain.bfloat16(), fast.bfloat16(), x.bfloat16()
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium" if why == "rounded" else before)
+        with torch.set_grad_enabled(why != "no gradients"):
+            for pooled in (False, True):  # which leaves nothing out here
+                assert torch.equal(fast(x, pooled=pooled), plain(x))
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_with_a_fused_batch_norm_it_is_torchs_convolution():
@@ -237,10 +284,10 @@ def test_gradients_come_to_what_needs_them_inside_autocast_or_out(frozen, autoca
 
 def test_few_channels_pay_in_fp32_only_unless_it_is_asked_for():
     x = torch.randn(2, 64, 8, 8)
-    for min_channels, pays in ((None, False), (64, True)):
-        plain = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-        fast = copy.deepcopy(plain)
-        assert use_winograd_(fast, min_channels=min_channels) == 1
+    plain = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+    fast = copy.deepcopy(plain)
+    for made, min_channels, pays in ((1, None, False), (0, 64, True), (0, None, False)):
+        assert use_winograd_(fast, min_channels=min_channels) == made
         assert not torch.equal(fast(x), plain(x))
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(fast(x), plain(x)) != pays
@@ -262,6 +309,24 @@ def test_networks_keep_their_modules_parameters_and_hooks():
     assert use_winograd_(model) == 0
 
 
+def test_hooks_in_training_see_the_shapes_of_torchs():
+    shapes = []
+    for winograd in (False, True):
+        model = speedrun_net(widths=(64, 64, 64))
+        if winograd:
+            assert use_winograd_(model) == 5
+        seen = {}
+
+        def note(module, arguments, output, seen=seen):
+            seen[id(module)] = (arguments[0].shape, output.shape)
+
+        for module in model.modules():
+            module.register_forward_hook(note)
+        model(torch.randn(2, 3, 32, 32))
+        shapes.append(list(seen.values()))
+    assert shapes[0] == shapes[1]
+
+
 def test_shared_lone_and_copied_convolutions():
     conv = nn.Conv2d(128, 128, 3, padding=1, bias=False)
     model = nn.Sequential(conv, nn.ReLU(), conv)
@@ -279,22 +344,26 @@ def test_shared_lone_and_copied_convolutions():
 def test_training_learns_as_well(autocast, images):
     torch.manual_seed(0)
     x, y = torch.randn(images, 3, 16, 16), torch.arange(images) % 10
-    losses = []
+    first, last = [], []
     for winograd in (False, True):
         torch.manual_seed(1)
         model = resnet9(width=16).to(memory_format=torch.channels_last)
         if winograd:
             assert use_winograd_(model, min_channels=32) == 6
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        losses = []
         for _ in range(8):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss = F.cross_entropy(model(x).float(), y)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[1] == pytest.approx(losses[0], rel=0.2 if autocast else 0.01)
-    assert losses[1] < 1.9  # ln 10 = 2.3 at the start
+            losses.append(loss.item())
+        first.append(losses[0])
+        last.append(losses[-1])
+    assert first[1] == pytest.approx(first[0], rel=0.02 if autocast else 1e-4)
+    assert last[1] == pytest.approx(last[0], rel=0.2)
+    assert last[1] < 1.9  # ln 10 = 2.3 at the start
 
 
 @pytest.mark.parametrize(

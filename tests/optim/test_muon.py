@@ -58,6 +58,12 @@ def test_orthogonalize_computes_in_bf16_only_where_it_is_native(monkeypatch, nat
     assert orthogonalize(random_matrix(3, 4), dtype=torch.float64).dtype == torch.float64
 
 
+def test_orthogonalize_compiles_in_one_graph():
+    matrix = random_matrix(3, 4)
+    compiled = torch.compile(orthogonalize, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(matrix), orthogonalize(matrix))
+
+
 def test_orthogonalize_leaves_zero_at_zero():
     assert not orthogonalize(torch.zeros(3, 4)).any()
 
