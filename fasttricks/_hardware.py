@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import platform
-from functools import lru_cache
 
 import torch
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 natively; emulated, it is slower than fp32.
 
     So do CPUs with AVX512-BF16, AMX or Arm's BF16, and CUDA GPUs since Ampere. Of other devices it
     is not known, and the answer is no.
     """
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and cpu_multiplies_bf16()
+    if device.type == "cuda":  # the properties: torch.compile takes them for constants
+        return torch.cuda.get_device_properties(device).major >= 8
+    return device.type == "cpu" and CPU_MULTIPLIES_BF16
 
 
-@lru_cache
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU does."""
+def _cpu_multiplies_bf16() -> bool:
     if platform.machine().lower() in ("aarch64", "arm64"):
         # Apple's builds lack oneDNN and with it the question.
         return torch.backends.mkldnn.is_available() and bool(
@@ -30,6 +26,9 @@ def cpu_multiplies_bf16() -> bool:
         )
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, probe, bool)()) for probe in probes)
+
+
+CPU_MULTIPLIES_BF16 = _cpu_multiplies_bf16()
 
 
 def cpu_rounds_fp32_products() -> bool:

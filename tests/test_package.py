@@ -131,6 +131,7 @@ PUBLIC_NAMES = {
 # Ground floor first: a room imports only from itself and from those before it.
 ROOMS = (
     "_checks",
+    "_hardware",
     "schedules",
     "lr_scheduler",
     "transforms",

@@ -16,7 +16,7 @@ def test_the_forward_pass_computes_in_the_named_dtype(name, dtype):
 
 def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch):
     for flag, expected in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr("fasttricks._hardware.cpu_multiplies_bf16", lambda flag=flag: flag)
+        monkeypatch.setattr("fasttricks._hardware.CPU_MULTIPLIES_BF16", flag)
         assert Precision("auto").name == expected
 
 
