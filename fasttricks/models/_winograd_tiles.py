@@ -39,6 +39,7 @@ def points_for(dtype: torch.dtype) -> dict[int, tuple[float, ...]]:
     return _FEW_BITS if dtype == torch.bfloat16 else _MANY_BITS
 
 
+@lru_cache
 def best_tile(read: Size, written: Size, dtype: torch.dtype) -> int | None:
     """Return the side of the tiles that multiplies least, or None if it does not halve the work.
 
