@@ -45,13 +45,13 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "fused": {"precision": "fp32", "fused": True},
     "compile": {"precision": "fp32", "compile": True},
     "cuda_graph": {"precision": "fp32", "cuda_graph": True},
+    "cuda_graph, step": {"precision": "fp32", "cuda_graph": "step"},
     "select half": {"precision": "fp32", "select": 0.5},
-    "bf16, fused, graph": {"precision": "bf16", "fused": True, "cuda_graph": True},
-    "bf16, fused, compile, graph": {
+    "bf16, graph of the step": {"precision": "bf16", "cuda_graph": "step"},
+    "bf16, compile, graph of the step": {
         "precision": "bf16",
-        "fused": True,
         "compile": True,
-        "cuda_graph": True,
+        "cuda_graph": "step",
         "tf32": True,
     },
 }

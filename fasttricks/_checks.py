@@ -44,7 +44,7 @@ def check_integer(name: str, value: object, *, minimum: int = 0) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value}")
 
 
-def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:
         known = ", ".join(repr(choice) for choice in choices)

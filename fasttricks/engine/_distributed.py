@@ -155,7 +155,7 @@ def check_shared(train: object, val: object, *, cuda_graph: bool = False) -> Non
             f"{type(sampler).__name__}; pass it a torch.utils.data.DistributedSampler"
         )
     if cuda_graph:
-        raise ValueError(f"cuda_graph=True must train in one process, got {size}")
+        raise ValueError(f"cuda_graph must train in one process, got {size}")
 
 
 def set_sampler_epoch(train: object, epoch: int) -> None:

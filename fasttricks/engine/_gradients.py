@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks.engine._cuda_graph import GraphedGradients
+from fasttricks.engine._cuda_graph import Graphed
 from fasttricks.engine._distributed import Replica, sum_over_processes, world_size
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image
@@ -36,7 +36,9 @@ class Gradients:
         loss: Maps (outputs, targets) to the mean loss.
         compile: Whether, by which mode or by which backend the model is compiled.
         select: Share of a batch that is trained on.
-        cuda_graph: Whether forward and backward pass are replayed from a CUDA graph.
+        cuda_graph: Whether forward and backward pass are replayed from a CUDA graph, or with
+            "step" these and the update.
+        optimizers: Those that make the update.
     """
 
     def __init__(
@@ -46,16 +48,23 @@ class Gradients:
         *,
         compile: bool | str,
         select: float,
-        cuda_graph: bool,
+        cuda_graph: bool | str,
+        optimizers: Sequence[Optimizer],
     ) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.select = select
-        self.graph = GraphedGradients(model, device) if cuda_graph else None
+        updates = optimizers if cuda_graph == "step" else ()
+        self.graph = Graphed(model, device, updates) if cuda_graph else None
         self._loss_per_image = loss_per_image(loss, select)
         wrap = compiler(compile)
         self._compiled = None if wrap is None else wrap(model)
         self._replica = Replica(model, wrap)
         self._undo = Undo(model, device)
+
+    @property
+    def updates(self) -> bool:
+        """Whether ``fill`` makes the update too, as part of its graph."""
+        return self.graph is not None and self.graph.updates
 
     def fill(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
         """Fill the gradients from a batch; return its mean loss and what there is to count.
@@ -107,7 +116,8 @@ class Gradients:
     ) -> tuple[Tensor, Counted]:
         if self.graph is None:
             return self._compute(trainer, images, targets)
-        return self.graph(partial(self._compute, trainer), images, targets)
+        compute = self._compute_and_update if self.updates else self._compute
+        return self.graph(partial(compute, trainer), images, targets)
 
     def _hardest(
         self, trainer: Trainer, images: Tensor, targets: Tensor
@@ -149,6 +159,13 @@ class Gradients:
         if total is None:  # pragma: no cover - a batch holds an image
             raise ValueError("batch must hold at least one image, got an empty one")
         return _mean(total, len(images)), counted
+
+    def _compute_and_update(
+        self, trainer: Trainer, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Counted]:
+        result = self._compute(trainer, images, targets)
+        trainer.precision.step(trainer.optimizers, max_norm=trainer.grad_clip)
+        return result
 
     def _network(self, trainer: Trainer) -> nn.Module:
         if world_size() > 1:

@@ -23,6 +23,7 @@ from fasttricks.engine._checkpoint import (
     save_checkpoint,
     settings_of,
 )
+from fasttricks.engine._cuda_graph import check_capturable
 from fasttricks.engine._distributed import (
     check_shared,
     deal,
@@ -87,7 +88,9 @@ class Trainer:
             size is compiled for itself. Evaluation runs the module as it is. Off by default.
         fused: Use the fused implementation of the optimizers that have one; off by default.
         tf32: Multiply fp32 matrices in TF32, on CUDA; off by default.
-        cuda_graph: Replay forward and backward pass from a CUDA graph; off by default.
+        cuda_graph: Replay forward and backward pass from a CUDA graph; with "step" the update too,
+            whose optimizers then keep their rates in tensors (see ``docs/training.md``). Off by
+            default.
         callbacks: ``Callback`` objects, called in order.
         progress: Show a live display on a terminal, else a line an epoch; on by default.
 
@@ -136,7 +139,7 @@ class Trainer:
         compile: bool | str = False,
         fused: bool = False,
         tf32: bool = False,
-        cuda_graph: bool = False,
+        cuda_graph: bool | Literal["step"] = False,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
@@ -149,6 +152,7 @@ class Trainer:
             check_positive("grad_clip", grad_clip)
         check_choice("nonfinite", nonfinite, ("raise", "skip"))
         check_choice("oom", oom, ("halve", "raise"))
+        check_choice("cuda_graph", cuda_graph, (False, True, "step"))
         check_fraction("label_smoothing", label_smoothing)
         if loss is not None and label_smoothing:
             raise ValueError(
@@ -174,18 +178,26 @@ class Trainer:
             use_fused(self.optimizers)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        self._gradients = Gradients(
-            model, self.loss, compile=compile, select=select, cuda_graph=cuda_graph
-        )
         self.schedulers: list[Scheduler] = list(schedulers)
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
+        if cuda_graph == "step":
+            check_capturable(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
+        self.cuda_graph = cuda_graph
+        self._gradients = Gradients(
+            model,
+            self.loss,
+            compile=compile,
+            select=select,
+            cuda_graph=cuda_graph,
+            optimizers=self.optimizers,
+        )
         self.settings = [settings_of(one) for one in self.optimizers]
         self.callbacks = [*callbacks, *([Progress()] if progress and rank() == 0 else [])]
         self.history = History()
         self.step_count = self.nonfinite_steps = 0
         self.train_seconds = 0.0
-        self.epoch_lr = self.lr
+        self.epoch_lr: float | Tensor = self.lr
         self.epochs: float = 0
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
@@ -224,7 +236,7 @@ class Trainer:
             self.totals.add(*part)
         if world_size() > 1:
             self.totals.add_fault(loss)
-        if self.precision.step(self.optimizers, max_norm=self.grad_clip):
+        if self._gradients.updates or self.precision.step(self.optimizers, max_norm=self.grad_clip):
             self.step_count += 1
             for scheduler in self.schedulers:
                 scheduler.step()
@@ -270,7 +282,7 @@ class Trainer:
             )
         if not len(train):
             raise ValueError("train must hold at least one batch, got an empty loader")
-        check_shared(train, val, cuda_graph=self._gradients.graph is not None)
+        check_shared(train, val, cuda_graph=bool(self.cuda_graph))
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
         self.total_steps = max(1, round(epochs * len(train)))
         self.stop, self.last_checkpoint = False, None
@@ -352,7 +364,7 @@ class Trainer:
             "skipped_steps": self.skipped_steps,
             "compiled": self.compile,
             "tf32": self.tf32,
-            "cuda_graph": self._gradients.graph is not None,
+            "cuda_graph": self.cuda_graph,
             "processes": world_size(),
             "optimizers": [repr(optimizer) for optimizer in self.optimizers],
             "schedules": [repr(scheduler) for scheduler in self.schedulers],
@@ -368,7 +380,9 @@ class Trainer:
         # A whole epoch is iterated to its end, where loaders move on to the next one.
         for batch in train if left >= self.steps_per_epoch else islice(train, left):
             self._call("on_step_start")
-            self.epoch_lr = self.lr
+            rate = self.optimizers[0].param_groups[0]["lr"]
+            # A rate on a GPU is read at the epoch's end: now it would make the host wait.
+            self.epoch_lr = rate.clone() if isinstance(rate, Tensor) else rate
             self.step(batch)
             self.batches_done += 1
             # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
@@ -389,7 +403,7 @@ class Trainer:
         row: dict[str, Value] = {
             "epoch": epoch,
             "step": self.step_count,
-            "lr": self.epoch_lr,
+            "lr": float(self.epoch_lr),
             "loss": totals.loss,
             "accuracy": totals.accuracy,
             **totals.metrics,
@@ -425,8 +439,8 @@ class Trainer:
         """Return the message of an error of the numbers: what, where, and from where to go on."""
         saved = self.last_checkpoint
         return (
-            f"{what} at update {self.step_count} with lr={self.epoch_lr:g}; lower the learning "
-            "rate, or use precision='fp32'"
+            f"{what} at update {self.step_count} with lr={float(self.epoch_lr):g}; lower the "
+            "learning rate, or use precision='fp32'"
             + (f"; the last checkpoint is {saved}" if saved is not None else "")
         )
 

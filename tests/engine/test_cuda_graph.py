@@ -1,0 +1,331 @@
+"""Steps replayed from a CUDA graph: on a GPU, and on the CPU with a stand-in for torch's graph.
+
+The stand-in keeps a graph's rules: while it records nothing takes place, no value can be read back,
+and a replay repeats the recorded operations on the recorded memory, numbers and all.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fasttricks.engine import Callback, FreezeAfter, Trainer
+from fasttricks.engine import _cuda_graph as module
+from fasttricks.lr_scheduler import ScheduledGroups
+from fasttricks.optim import Muon
+from fasttricks.schedules import linear
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.CELU(), nn.Flatten(), nn.Linear(144, 5)
+    )
+
+
+def make_batches(count, size=12, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (
+            torch.randn(size, 3, 8, 8, generator=generator),
+            torch.randint(5, (size,), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+BATCHES = [*make_batches(5), *make_batches(1, size=7, seed=4)]
+
+
+def train(device, *, cuda_graph, epochs=6, batches=BATCHES, muon=True, callbacks=(), **options):
+    """Train with a schedule, a clipped norm, and a bias that stops training midway."""
+    model = make_model().to(device)
+    others = [p for p in model.parameters() if not muon or p.ndim != 4]
+    optimizers = [torch.optim.SGD(others, lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3)]
+    if muon:
+        optimizers.insert(0, Muon([model[0].weight], lr=0.02, normalize_weights=True))
+    trainer = Trainer(
+        model,
+        optimizers,
+        lr=linear(0.05, 0.0, total_steps=epochs * len(batches) + 1),
+        precision="fp32",
+        progress=False,
+        grad_clip=0.5,
+        cuda_graph=cuda_graph,
+        callbacks=[FreezeAfter([model[0].bias], steps=18), *callbacks],
+        **options,
+    )
+    trainer.fit(batches, epochs)
+    return trainer
+
+
+def assert_close(one, other):
+    values = zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    for value, expected in values:
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    for row, expected in zip(one.history.rows, other.history.rows, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert row["accuracy"] == pytest.approx(expected["accuracy"])
+        assert row["lr"] == pytest.approx(expected["lr"])
+
+
+# On a GPU ---------------------------------------------------------------------------------------
+
+
+@needs_cuda
+@pytest.mark.parametrize("cuda_graph", [True, "step"])
+@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 5}, {"select": 0.5}])
+def test_a_replayed_graph_trains_as_the_plain_step(cuda_graph, options):
+    plain, graphed = (train("cuda", cuda_graph=choice, **options) for choice in (False, cuda_graph))
+    assert graphed._gradients.graph._recordings
+    assert_close(graphed, plain)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "SGD"])
+def test_the_update_of_torchs_optimizers_is_replayed(kind):
+    models = []
+    for choice in (False, "step"):
+        model = make_model().cuda()
+        optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.01)
+        options = {"precision": "fp32", "progress": False, "cuda_graph": choice}
+        Trainer(model, optimizer, **options).fit(make_batches(4), 4)
+        models.append(model)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+# On the CPU, with a stand-in --------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """Notes all operations on tensors, and what the memory held that was there before."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before, self.made = [], {}, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        kwargs = kwargs or {}
+        for tensor in tensors_of((args, kwargs)):
+            place = place_of(tensor)
+            if place not in self.made and place not in self.before:
+                self.before[place] = (tensor, tensor.detach().clone())
+        result = func(*args, **kwargs)
+        known = {place_of(tensor) for tensor in tensors_of((args, kwargs))}
+        self.made |= {place_of(tensor) for tensor in tensors_of(result)} - known
+        self.calls.append((func, args, kwargs, result))
+        return result
+
+
+def tensors_of(values):
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def place_of(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class Graph:
+    """Stands for ``torch.cuda.CUDAGraph``."""
+
+    replays = 0
+
+    def replay(self):
+        type(self).replays += 1
+        with torch.no_grad():
+            for func, args, kwargs, held in self.operations.calls:
+                fresh = func(*args, **kwargs)
+                for old, new in zip(tensors_of(held), tensors_of(fresh), strict=True):
+                    if place_of(old) != place_of(new):
+                        old.copy_(new)
+
+    def pool(self):
+        return "pool"
+
+
+class Stream:
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    """Let graphs be recorded on the CPU; the pools that recordings were given."""
+    given = []
+
+    @contextmanager
+    def capture(graph, pool=None):
+        given.append(pool)
+        graph.operations = Operations()
+        with graph.operations:
+            yield
+        with torch.no_grad():
+            for tensor, before in graph.operations.before.values():
+                tensor.copy_(before)
+
+    monkeypatch.setattr(module, "_check_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(Graph, "replays", 0)
+    return given
+
+
+@pytest.mark.parametrize("cuda_graph", [True, "step"])
+@pytest.mark.parametrize("options", [{}, {"micro_batch_size": 5}, {"select": 0.5}])
+def test_replays_train_as_the_plain_step(pools, cuda_graph, options):
+    graphed = train("cpu", cuda_graph=cuda_graph, **options)
+    # A batch of 12 comes 15 times before the bias stops and 15 times after, one of 7 three times
+    # each. The first three of a kind are no replays, nor is the update that makes the momenta.
+    assert pools == [None, "pool"]
+    assert Graph.replays == 2 * (15 - 3) - (cuda_graph == "step")
+    assert_close(graphed, train("cpu", cuda_graph=False, **options))
+
+
+def test_each_shape_is_recorded_in_one_pool(pools):
+    batches = [*make_batches(4), *make_batches(4, size=7, seed=3)]
+    graphed = train("cpu", cuda_graph="step", batches=batches, epochs=4)
+    assert pools == [None, *["pool"] * 3]
+    assert_close(graphed, train("cpu", cuda_graph=False, batches=batches, epochs=4))
+
+
+def test_a_replay_leaves_the_gradients_of_its_batch(pools):
+    model = make_model()
+    graphed = module.Graphed(model, torch.device("cpu"))
+
+    def compute(images, targets):
+        outputs = model(images)
+        loss = F.cross_entropy(outputs, targets)
+        loss.backward()
+        return loss.detach(), [(loss.detach(), outputs.detach(), targets)]
+
+    for images, targets in make_batches(6):
+        model.zero_grad()
+        other = copy.deepcopy(model)
+        loss, [(_, outputs, _)] = graphed(compute, images, targets)
+        expected = F.cross_entropy(other(images), targets)
+        expected.backward()
+        assert torch.equal(loss, expected.detach())
+        assert outputs.shape == (12, 5)
+        for parameter, same in zip(model.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, same.grad)
+    assert Graph.replays == 3
+
+
+class Sets(Callback):
+    """Sets a number of the last optimizer's first group at an update."""
+
+    def __init__(self, name, value, at):
+        self.name, self.value, self.at = name, value, at
+
+    def on_step_start(self, trainer):
+        if trainer.step_count == self.at:
+            trainer.optimizers[-1].param_groups[0][self.name] = self.value
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight_decay", 0.1), ("momentum", 0.0), ("lr", 0.2)])
+def test_another_number_is_not_replayed_from_the_old_one(pools, name, value):
+    options = {"batches": make_batches(5), "epochs": 3}
+    graphed, plain, other = (
+        train("cpu", cuda_graph=choice, callbacks=[Sets(name, value, at)], **options)
+        for choice, at in (("step", 8), (False, 8), (False, 99))
+    )
+    assert_close(graphed, plain)
+    assert not torch.allclose(plain.model[-1].weight, other.model[-1].weight, atol=1e-4)
+
+
+def test_a_loaded_state_is_not_replayed_from_the_old_one(pools, tmp_path):
+    ends = []
+    for choice in ("step", False):
+        trainer = train("cpu", cuda_graph=choice, batches=make_batches(5), epochs=2)
+        path = tmp_path / str(choice)
+        trainer.save(path)
+        for batch in make_batches(6, seed=9):
+            trainer.step(batch)
+        trainer.load(path)
+        for batch in make_batches(6, seed=8):
+            trainer.step(batch)
+        ends.append(trainer)
+    assert_close(*ends)
+
+
+def test_the_rates_are_tensors_that_schedules_write(pools):
+    trainer = train("cpu", cuda_graph="step", batches=make_batches(5), epochs=2)
+    rates = [group["lr"] for one in trainer.optimizers for group in one.param_groups]
+    assert all(isinstance(rate, torch.Tensor) and rate.dtype == torch.float32 for rate in rates)
+    assert trainer.lr == pytest.approx(0.0, abs=1e-7)
+    assert [row["lr"] for row in trainer.history.rows] == pytest.approx([0.03, 0.005])
+    assert trainer.describe()["cuda_graph"] == "step"
+
+
+def test_a_value_read_back_is_an_error(pools):
+    def loss(outputs, targets):
+        value = F.cross_entropy(outputs, targets)
+        assert value.item() > 0
+        return value
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        train("cpu", cuda_graph="step", loss=loss)
+
+
+def sgd(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def momentum_scheduled(model):
+    optimizer = sgd(model)
+    schedule = linear(0.9, 0.8, total_steps=9)
+    return {
+        "optimizer": optimizer,
+        "schedulers": [ScheduledGroups(optimizer, {"momentum": schedule})],
+    }
+
+
+BAD = [
+    (lambda m: {"cuda_graph": "all"}, "cuda_graph must be one of False, True, 'step', got cuda_gr"),
+    (lambda m: {"nonfinite": "skip"}, "must come with nonfinite='raise', got 'skip', for which"),
+    (momentum_scheduled, "must come with schedules of lr alone, got those of momentum"),
+    (
+        lambda m: {"optimizer": torch.optim.LBFGS(m.parameters())},
+        "must meet optimizers whose update can be recorded, .* got LBFGS; use cuda_graph=True",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_what_cannot_be_recorded_is_named(pools, options, message):
+    model = make_model()
+    given = {"optimizer": sgd(model), "cuda_graph": "step", "precision": "fp32", **options(model)}
+    with pytest.raises(ValueError, match=message):
+        Trainer(model, **given)
+
+
+def test_fp16_is_for_forward_and_backward_pass_alone():
+    with pytest.raises(ValueError, match="precision='bf16' or 'fp32', got 'fp16', whose overflows"):
+        module.check_capturable([], precision="fp16", nonfinite="raise")
+
+
+@pytest.mark.parametrize("cuda_graph", [True, "step"])
+def test_a_cpu_has_no_graph(cuda_graph):
+    model = make_model()
+    with pytest.raises(
+        ValueError, match="cuda_graph must meet a model on a CUDA device, got 'cpu'"
+    ):
+        Trainer(model, sgd(model), cuda_graph=cuda_graph)
