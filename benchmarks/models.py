@@ -2,8 +2,9 @@
 
     python benchmarks/models.py --device cuda --output models.json
 
-Each network in fp32 as NCHW and in bf16 as channels_last, both in turn, the fastest of `--repeats`
-counts. torchvision's ResNet-18 gets the 3 x 3 stem and our weights; its logits are compared first.
+Each network in fp32 as NCHW, and in the device's best precision (bf16 where it has it) as
+channels_last, both in turn; the fastest of `--repeats` counts. torchvision's ResNet-18 gets the
+3 x 3 stem and our weights; its logits are compared first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 import fasttricks as ft
 
-WAYS = ("fp32 NCHW", "bf16 channels_last")
+
+def ways(device: torch.device) -> tuple[str, str]:
+    return "fp32 NCHW", f"{ft.Precision(device=device).name} channels_last"
 
 
 def fastest(
@@ -45,9 +48,9 @@ def synchronise(device: torch.device) -> None:
         torch.get_device_module(device).synchronize()
 
 
-def passes(model: nn.Module, images: Tensor, targets: Tensor, *, low: bool) -> None:
+def passes(model: nn.Module, images: Tensor, targets: Tensor, *, precision: str) -> None:
     """Forward and backward, gradients dropped."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=low):
+    with ft.Precision(precision, device=images.device).forward_context():
         loss = nn.functional.cross_entropy(model(images), targets)
     loss.backward()
     model.zero_grad(set_to_none=True)
@@ -57,10 +60,10 @@ def both_ways(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Ca
     """Return the passes of the model and of a copy of it in channels_last, by their ways."""
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     images_last = images.to(memory_format=torch.channels_last)
-    plain, fast = WAYS
+    plain, fast = ways(images.device)
     return {
-        plain: partial(passes, model, images, targets, low=False),
-        fast: partial(passes, last, images_last, targets, low=True),
+        plain: partial(passes, model, images, targets, precision="fp32"),
+        fast: partial(passes, last, images_last, targets, precision="auto"),
     }
 
 
@@ -89,10 +92,11 @@ def every_network(
         torch.manual_seed(0)
         model = ft.build(name).to(images.device)
         seconds = fastest(both_ways(model, images, targets), repeats, images.device)
-        speeds = {way: len(images) / seconds[way] for way in WAYS}
+        speeds = {way: len(images) / taken for way, taken in seconds.items()}
         size = ft.summary(model, tuple(images.shape[1:]))
         row = {"network": name, "parameters": size.parameters, "macs": size.macs, **speeds}
-        rows.append(row | {"ratio": speeds[WAYS[1]] / speeds[WAYS[0]]})
+        plain, fast = speeds.values()
+        rows.append(row | {"ratio": fast / plain})
         print(line(*rows[-1].values()), flush=True)
     return rows
 
@@ -109,7 +113,7 @@ def against_torchvision(images: Tensor, targets: Tensor, repeats: int) -> list[d
     }
     seconds = fastest(functions, repeats, images.device)
     rows = []
-    for way in WAYS:
+    for way in ways(images.device):
         speeds = {who: len(images) / seconds[f"{who} {way}"] for who in both}
         rows.append({"way": way, **speeds, "ratio": speeds["fasttricks"] / speeds["torchvision"]})
         print(line(way, "", "", *list(rows[-1].values())[1:]), flush=True)
@@ -143,7 +147,7 @@ def main() -> None:
     images = torch.randn(args.batch_size, 3, args.size, args.size, device=device)
     targets = torch.randint(10, (args.batch_size,), device=device)
     print("images a second, forward and backward")
-    print(line("network", "parameters", "multiply-adds", *WAYS, "ratio"))
+    print(line("network", "parameters", "multiply-adds", *ways(device), "ratio"))
     networks = every_network(args.names, images, targets, args.repeats)
     print()
     print(line("resnet18", "", "", "fasttricks", "torchvision", "ratio"))
