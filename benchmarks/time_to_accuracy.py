@@ -147,6 +147,7 @@ def main() -> None:
         "--runs", action="append", metavar="NAME=N", help=f"one of {', '.join(CONTENDERS)}"
     )
     parser.add_argument("--images", type=int, help="training images (default: all)")
+    parser.add_argument("--first-seed", type=int, default=0, help="of each (default: 0)")
     parser.add_argument("--target", type=float, default=94.0, help="percent (default: 94)")
     args = parser.parse_args()
     wanted = [text.partition("=")[::2] for text in args.runs or ["speedrun=3", "airbench94_muon=1"]]
@@ -160,9 +161,10 @@ def main() -> None:
             parser.error(f"--images must be at least 2000, got {args.images}")
         data = smaller(data, args.images, output)
     done = {(row["contender"], row["seed"]) for row in results}
-    for seed in range(max(int(count) for _, count in wanted)):
+    for run in range(max(int(count) for _, count in wanted)):
+        seed = args.first_seed + run
         for name, count in wanted:
-            if seed < int(count) and (name, seed) not in done:
+            if run < int(count) and (name, seed) not in done:
                 folder = output / name / f"seed-{seed}"
                 results.append(run_contender(name, data=data, seed=seed, folder=folder))
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
