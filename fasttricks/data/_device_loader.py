@@ -15,13 +15,14 @@ from torch.nn.functional import one_hot
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
-from fasttricks.transforms._fused import apply_rest, prepare
+from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
+from fasttricks.transforms._fused import prepare
 
 # Order and mix draw from streams that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
 _MIX_STREAM = 2**32 - 2
-# For how many images the numbers of the fused pass are drawn at once, about: many small operations
-# that cost as much for one batch.
+# For how many images the transforms' numbers are drawn at once, about: many small operations that
+# cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
 
 
@@ -123,7 +124,8 @@ class DeviceLoader:
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
-        self._batch(torch.empty(0, dtype=torch.int64, device=self.device), self._epoch, None)
+        none = torch.empty(0, dtype=torch.int64, device=self.device)
+        self._batch(none, self._epoch, self._sample(none, self._epoch))
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
@@ -157,7 +159,9 @@ class DeviceLoader:
 
     def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch)
-        block = self.batch_size * max(1, _DRAWN_AT_ONCE // self.batch_size)
+        block = self.batch_size
+        if all(_is_ours(piece) for piece in self.pipeline.transforms):
+            block *= max(1, _DRAWN_AT_ONCE // self.batch_size)
         for start in range(0, len(self) * self.batch_size, block):
             yield from self._batches(order[start : start + block], epoch)
         # an epoch set from within the loop stands
@@ -177,23 +181,20 @@ class DeviceLoader:
     def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the images ``indices``, in their order."""
         whole = len(indices) - len(indices) % self.batch_size if self.drop_last else len(indices)
-        table = None
-        if self._pass is not None:
-            draws = Draws(indices, seed=self.seed, epoch=epoch)
-            table = self._pass.recipe.sample(draws, (len(indices), *self._shape))
+        params = self._sample(indices[:whole], epoch)
         for start in range(0, whole, self.batch_size):
             end = min(start + self.batch_size, whole)
             part = slice(start + self.rank, end, self.world_size)
-            yield self._batch(indices[part], epoch, None if table is None else table[part])
+            yield self._batch(indices[part], epoch, numbers_of(params, part))
 
-    def _batch(self, index: Tensor, epoch: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
-        """One batch; ``table`` holds the numbers of the fused pass, where there is one."""
-        images = self._augmented(index, epoch, table)
+    def _batch(self, index: Tensor, epoch: int, params: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """One batch, with the numbers that ``_sample`` gave for it."""
+        images = self._augmented(index, params)
         labels = self._labels.index_select(0, index)
         if self.mix is not None:
             draws = Draws(index, seed=self.seed, epoch=epoch, stream=_MIX_STREAM)
             partners = self.mix.partners(draws, len(self._rows))
-            others = self._augmented(partners, epoch, None)
+            others = self._augmented(partners, self._sample(partners, epoch))
             other_labels = self._labels.index_select(0, partners)
             soft, other_soft = (
                 one_hot(of, self._num_classes).float() for of in (labels, other_labels)
@@ -201,18 +202,33 @@ class DeviceLoader:
             images, labels = self.mix.mix(images, soft, others, other_soft, draws=draws)
         return images.contiguous(memory_format=torch.channels_last), labels
 
-    def _augmented(self, index: Tensor, epoch: int, table: Tensor | None) -> Tensor:
-        """The images after all transforms; the numbers of the fused pass are drawn if missing."""
-        c, h, w = self._shape
+    def _sample(self, index: Tensor, epoch: int) -> tuple[Any, ...]:
+        """The numbers of the transforms for these images: of the fused pass, if any, and each."""
+        shape = len(index), *self._shape
         draws = Draws(index, seed=self.seed, epoch=epoch)
+        transforms = self.pipeline.transforms
         if self._pass is None:
-            images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
-            return apply_rest(self.pipeline.transforms, images, draws, first=0)
+            return sample_in_turn(transforms, draws, shape)
         recipe = self._pass.recipe
-        if table is None:
-            table = recipe.sample(draws, (len(index), c, h, w))
+        first = len(recipe.pieces)
+        rest = sample_in_turn(transforms[first:], draws, shape, first=first)
+        return recipe.sample(draws, shape), *rest
+
+    def _augmented(self, index: Tensor, params: tuple[Any, ...]) -> Tensor:
+        """The images after all transforms."""
+        transforms = self.pipeline.transforms
+        if self._pass is None:
+            c, h, w = self._shape
+            images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
+            return apply_in_turn(transforms, images, params)
+        table, *rest = params
         images = self._pass(index, table, torch.channels_last)
-        return apply_rest(self.pipeline.transforms, images, draws, first=len(recipe.pieces))
+        return apply_in_turn(transforms[len(self._pass.recipe.pieces) :], images, rest)
+
+
+def _is_ours(piece: Transform[Any]) -> bool:
+    """Whether what it samples for an image is little, and the same in any batch."""
+    return type(piece).__module__.startswith("fasttricks.")
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -146,23 +146,46 @@ class Pipeline(Transform[tuple[Any, ...]]):
 
     def sample(self, draws: Draws, shape: Shape) -> tuple[Any, ...]:
         """The numbers of each piece, in order."""
-        params = []
-        for stream, transform in enumerate(self.transforms):
-            params.append(transform.sample(draws.with_stream(stream), shape))
-            shape = transform.output_shape(shape, params[-1])
-        return tuple(params)
+        return sample_in_turn(self.transforms, draws, shape)
 
     def apply(self, images: Tensor, params: tuple[Any, ...]) -> Tensor:
         """The images after the last piece."""
-        for transform, own in zip(self.transforms, params, strict=True):
-            images = transform.apply(images, own)
-        return images
+        return apply_in_turn(self.transforms, images, params)
 
     def output_shape(self, shape: Shape, params: tuple[Any, ...]) -> Shape:
         """The shape after the last piece."""
         for transform, own in zip(self.transforms, params, strict=True):
             shape = transform.output_shape(shape, own)
         return shape
+
+
+def sample_in_turn(
+    transforms: Sequence[Transform[Any]], draws: Draws, shape: Shape, *, first: int = 0
+) -> tuple[Any, ...]:
+    """The numbers of each transform; the i-th has the stream ``first + i``."""
+    params = []
+    for stream, transform in enumerate(transforms, first):
+        params.append(transform.sample(draws.with_stream(stream), shape))
+        shape = transform.output_shape(shape, params[-1])
+    return tuple(params)
+
+
+def apply_in_turn(
+    transforms: Sequence[Transform[Any]], images: Tensor, params: Sequence[Any]
+) -> Tensor:
+    """The images after the last transform, each with its own numbers."""
+    for transform, own in zip(transforms, params, strict=True):
+        images = transform.apply(images, own)
+    return images
+
+
+def numbers_of(params: Any, images: slice) -> Any:
+    """The numbers of some of the images that ``params`` were sampled for."""
+    if isinstance(params, Tensor):
+        return params[images]
+    if isinstance(params, tuple):
+        return tuple(numbers_of(one, images) for one in params)
+    return params
 
 
 def check_images(images: object) -> None:

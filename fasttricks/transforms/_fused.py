@@ -175,17 +175,6 @@ def prepare(
     return None
 
 
-def apply_rest(
-    transforms: Sequence[Transform[Any]], images: Tensor, draws: Draws, *, first: int
-) -> Tensor:
-    """The images after ``transforms[first:]``, each with the stream of its place in the list."""
-    for stream in range(first, len(transforms)):
-        own = draws.with_stream(stream)
-        params = transforms[stream].sample(own, tuple(images.shape))
-        images = transforms[stream].apply(images, params)
-    return images
-
-
 class TorchPass:
     """The pass in plain torch, for the CPU.
 

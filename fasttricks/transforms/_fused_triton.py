@@ -54,6 +54,8 @@ class TritonPass:
         )
         if len(index) == 0:
             return out
+        # The share of one of several processes is every n-th of a longer tensor.
+        index, table = index.contiguous(), table.contiguous()
         width = min(_WIDTHS, key=lambda width: -(-w * c // width) * width)
         height = min(_TILE // width, triton.next_power_of_2(h))
         grid = (len(index), -(-h // height), -(-w * c // width))

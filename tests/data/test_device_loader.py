@@ -14,6 +14,7 @@ from fasttricks.transforms import (
     ProgressiveResize,
     RandomIntensity,
     RandomTranslate,
+    Transform,
 )
 
 TRANSFORMS = [RandomTranslate(2), AlternatingFlip(), Normalize(0.5, 0.25), Cutout(4)]
@@ -122,6 +123,24 @@ def test_the_fused_pass_serves_the_same_bits(
             assert torch.equal(images.view(torch.int32), expected.view(torch.int32))
             assert images.is_contiguous(memory_format=torch.channels_last)
             assert torch.equal(labels, same)
+
+
+def test_a_transform_of_ones_own_samples_for_each_batch():
+    class Crop(Transform):
+        """Crops each batch to a side that its first image's draw chooses."""
+
+        def sample(self, draws, shape):
+            sampled.append(len(draws))
+            return int(draws.integers(2, 9, 1)[0]) if len(draws) else 8
+
+        def apply(self, images, params):
+            return images[..., :params, :params]
+
+    sampled = []
+    loader = DeviceLoader(image_set(), batch_size=5, transforms=[*TRANSFORMS, Crop()], seed=2)
+    sides = {images.shape[-1] for images, _ in loader}
+    assert sampled == [0, 5, 5, 5, 5, 3]
+    assert len(sides) > 1
 
 
 def test_epochs_advance_and_each_has_its_own_order_and_augmentation():

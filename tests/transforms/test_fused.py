@@ -20,7 +20,7 @@ from fasttricks.transforms import (
     RandomTranslate,
     _fused,
 )
-from fasttricks.transforms._fused import TorchPass, apply_rest, prepare, recognize
+from fasttricks.transforms._fused import TorchPass, prepare, recognize
 
 NORMALIZE = Normalize(0.5, 0.25)
 MOVE, FLIP, CUT = RandomTranslate(2), RandomHorizontalFlip(), Cutout(3)
@@ -86,16 +86,6 @@ def test_a_subclass_is_no_piece_of_the_pass():
             return images
 
     assert recognize(Pipeline([Still(2), NORMALIZE])) is None
-
-
-def test_the_rest_has_the_streams_of_its_places_in_the_pipeline():
-    pipeline = Pipeline([MOVE, NORMALIZE, RandomIntensity(), CUT])
-    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
-    draws = Draws(torch.arange(6), seed=3)
-    params = pipeline.sample(draws, (6, 3, 8, 8))
-    begun = Pipeline(pipeline.transforms[:2]).apply(images, params[:2])
-    result = apply_rest(pipeline.transforms, begun, draws, first=2)
-    assert torch.equal(result, pipeline.apply(images, params))
 
 
 def test_the_table_holds_shift_flip_and_boxes():

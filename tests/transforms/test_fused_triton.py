@@ -95,6 +95,20 @@ def test_the_kernel_rounds_ties_to_even(dtype, first):
     check(one)
 
 
+@runs_the_kernel
+def test_the_share_of_one_of_three_processes_is_that_of_the_batch():
+    rows = torch.randint(0, 256, (10, 3 * 16 * 16), dtype=torch.uint8).to(DEVICE)
+    pipeline = Pipeline([RandomTranslate(4), RandomHorizontalFlip(), NORMALIZE, Cutout(5)])
+    index = torch.randperm(10, device=DEVICE)
+    whole = Case(rows, (3, 16, 16), pipeline, index, Draws(index, seed=1))
+    recipe = recognize(pipeline)
+    from fasttricks.transforms._fused_triton import TritonPass
+
+    kernel, table = TritonPass(recipe, rows, whole.shape), numbers(whole, recipe)
+    share = kernel(index[1::3], table[1::3], torch.channels_last)
+    assert torch.equal(bytes_of(share), bytes_of(batch_of(whole)[1::3]))
+
+
 @needs_triton
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
