@@ -222,16 +222,24 @@ def _kind(value: object) -> str:
 
 
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state, but keep the group's own tensors, such as a rate on a GPU, and write them."""
-    before = [
-        {name: value for name, value in group.items() if isinstance(value, Tensor)}
-        for group in optimizer.param_groups
+    """Load a state, but keep how the optimizer computes, and its tensors, which are written.
+
+    Such a tensor is a rate on a GPU; where the own rate is a number, the saved one becomes one.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    groups = [
+        group | {name: own[name] for name in _SWITCHES if name in own}
+        for group, own in zip(state["param_groups"], before, strict=True)
     ]
-    optimizer.load_state_dict(state)
+    optimizer.load_state_dict({**state, "param_groups": groups})
     with torch.no_grad():
-        for group, tensors in zip(optimizer.param_groups, before, strict=True):
-            for name, tensor in tensors.items():
-                group[name] = tensor.copy_(torch.as_tensor(group[name]))
+        for group, own in zip(optimizer.param_groups, before, strict=True):
+            for name in own.keys() & group.keys():
+                value = own[name]
+                if isinstance(value, Tensor):
+                    group[name] = value.copy_(torch.as_tensor(group[name]))
+                elif isinstance(value, int | float):
+                    group[name] = _number(group[name])
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:

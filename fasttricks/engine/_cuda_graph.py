@@ -7,6 +7,7 @@ reads anew, so the optimizers' rates become tensors, which the schedules write b
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Compute = Callable[[Tensor, Tensor], tuple[Tensor, Counted]]
 
 # Kernels are chosen and workspaces and optimizer states allocated before a recording.
 _WARMUP = 3
+# Changes in a row, each of which makes what was recorded stale, after which there is a warning.
+_CHANGES = 10
 
 
 @dataclass
@@ -38,8 +41,9 @@ class _Recording:
 class Graphed:
     """A function of a batch, replayed from a CUDA graph.
 
-    The first three batches of a shape are computed as usual. Another shape, a change of what is
-    trained, and another number or tensor in an optimizer's groups or state are recorded anew.
+    The first three batches of a kind are computed as usual, the next one is recorded. Another shape
+    or setting, a change of what is trained, and another number or tensor in an optimizer's groups
+    or state are recorded anew.
 
     Args:
         model: Its parameters receive gradients.
@@ -57,19 +61,24 @@ class Graphed:
         self._model = model
         self._device = device
         self._optimizers = optimizers
-        make_capturable(optimizers, device)
+        check_optimizers(optimizers)
+        self._rates: dict[tuple[int, int], Tensor] = {}
+        self._make_capturable()
         self._stream: Any = None
         self._pool: Any = None
         self._seen: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
-        self._written = self._what_updates_write()
+        self._held = self._what_updates_hold()
+        self._changes = 0
 
     @property
     def updates(self) -> bool:
         """Whether the update is part of the graph."""
         return bool(self._optimizers)
 
-    def __call__(self, compute: Compute, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
+    def __call__(
+        self, compute: Compute, images: Tensor, targets: Tensor, *settings: Hashable
+    ) -> tuple[Tensor, Counted]:
         """Compute from a batch; the gradients must be cleared before.
 
         Args:
@@ -77,12 +86,14 @@ class Graphed:
                 the loss and what to count. It works on the device alone, and reads no value back.
             images: The batch's images.
             targets: Their targets.
+            settings: What else ``compute`` goes by.
 
         Returns:
             What ``compute`` returns; all but the loss is written over by the next call.
         """
         self._forget_if_stale()
         key = (
+            *settings,
             *(images.shape, images.dtype, images.stride(), targets.shape, targets.dtype),
             tuple(parameter.requires_grad for parameter in self._model.parameters()),
         )
@@ -91,6 +102,7 @@ class Graphed:
             if self._seen[key] <= _WARMUP:
                 return self._beside(compute, images, targets)
             self._recordings[key] = self._record(compute, images, targets)
+        self._changes = 0
         recording = self._recordings[key]
         recording.images.copy_(images)
         recording.targets.copy_(targets)
@@ -102,7 +114,7 @@ class Graphed:
         return loss.clone(), counted
 
     def _beside(self, compute: Compute, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
-        """Compute on a stream of its own, as what comes before a recording must be."""
+        """Compute on the stream that will record, so that it has its workspaces."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(self._device)
         usual = torch.cuda.current_stream(self._device)
@@ -116,7 +128,10 @@ class Graphed:
         images, targets = images.clone(), targets.clone()
         graph = torch.cuda.CUDAGraph()
         # One pool for all: no two graphs run at a time, and what a replay returns is kept alive.
-        with torch.cuda.graph(graph, pool=self._pool):
+        # What other threads do meanwhile, such as a loader that pins memory, is not to be refused.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             result = compute(images, targets)
         self._pool = graph.pool()
         gradients = [
@@ -130,50 +145,93 @@ class Graphed:
         """Forget what was recorded if a replay would not do what the optimizers would do now."""
         if not self.updates:
             return
-        make_capturable(self._optimizers, self._device)
-        written = self._what_updates_write()
-        if not _same(written, self._written):
-            self._written = written
-            self._recordings.clear()
-            self._seen.clear()
+        self._make_capturable()
+        held = self._what_updates_hold()
+        changed = [
+            name
+            for name in held.keys() | self._held.keys()
+            if not _same(held.get(name), self._held.get(name))
+        ]
+        if not changed:
+            return
+        self._held = held
+        self._recordings.clear()
+        self._seen.clear()
+        self._pool = None  # it went with the last of its graphs
+        self._changes += 1
+        if self._changes == _CHANGES:
+            names = ", ".join(sorted({name[-1] for name in changed}))
+            warnings.warn(
+                f"cuda_graph='step' has nothing to replay: {names} of an optimizer changed "
+                f"{_CHANGES} times too soon; let schedules change lr alone, or use cuda_graph=True",
+                RuntimeWarning,
+                stacklevel=7,
+            )
 
-    def _what_updates_write(self) -> list[Any]:
-        """All that a recording holds of the optimizers: numbers, and the tensors themselves."""
-        held: list[Any] = []
-        for optimizer in self._optimizers:
-            for group in optimizer.param_groups:
-                held.extend(value for name, value in group.items() if name != "params")
+    def _what_updates_hold(self) -> dict[tuple[Any, ...], Any]:
+        """All that a recording holds of the optimizers, by place and name."""
+        held: dict[tuple[Any, ...], Any] = {}
+        for number, optimizer in enumerate(self._optimizers):
+            for index, group in enumerate(optimizer.param_groups):
+                held |= {(number, index, n): v for n, v in group.items() if n != "params"}
                 for parameter in group["params"]:
-                    held.extend(optimizer.state.get(parameter, {}).values())
+                    state = optimizer.state.get(parameter, {})
+                    held |= {(number, id(parameter), n): v for n, v in state.items()}
         return held
 
+    @torch.no_grad()
+    def _make_capturable(self) -> None:
+        """Bring to the device what the updates read, so that a replay reads it there.
 
-def make_capturable(optimizers: Sequence[Optimizer], device: torch.device) -> None:
-    """Let the updates of optimizers be recorded: their rates become tensors on the device.
+        A rate that was set as a number is written into the tensor of before.
+        """
+        for number, optimizer in enumerate(self._optimizers):
+            # It would warn of the updates before the recording.
+            optimizer._warned_capturable_if_run_uncaptured = True
+            for index, group in enumerate(optimizer.param_groups):
+                _switch(group)
+                rate, own = group["lr"], self._rates.get((number, index))
+                if own is None:
+                    own = torch.as_tensor(rate).to(self._device, torch.float32)
+                    self._rates[number, index] = own
+                elif rate is not own:
+                    own.copy_(torch.as_tensor(rate).reshape(own.shape))
+                group["lr"] = own
+                for parameter in group["params"]:
+                    _bring_state(optimizer, group, parameter)
 
-    Raises:
-        ValueError: If an optimizer is neither a ``Muon`` nor one with a ``capturable`` or ``fused``
-            implementation.
-    """
+
+def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
+    """Raise a ValueError if an optimizer's update cannot be recorded."""
     for optimizer in optimizers:
-        # It would warn of the updates before the recording.
-        optimizer._warned_capturable_if_run_uncaptured = True
-        for group in optimizer.param_groups:
-            if "capturable" in group:
-                group["capturable"] = True
-            elif "fused" in group:
-                group["fused"], group["foreach"] = True, False
-            elif not isinstance(optimizer, Muon):
-                raise ValueError(
-                    "cuda_graph='step' must meet optimizers whose update can be recorded, such as "
-                    f"Muon, SGD or AdamW, got {type(optimizer).__name__}; use cuda_graph=True"
-                )
-            rate = group["lr"]
-            if not isinstance(rate, Tensor) or rate.device != device:
-                group["lr"] = torch.as_tensor(rate, dtype=torch.float32).to(device)
+        names = optimizer.defaults.keys()
+        if not isinstance(optimizer, Muon) and not names & {"capturable", "fused"}:
+            raise ValueError(
+                "cuda_graph='step' must meet optimizers whose update can be recorded, such as "
+                f"Muon, SGD or AdamW, got {type(optimizer).__name__}; use cuda_graph=True"
+            )
 
 
-def check_capturable(schedulers: Sequence[object], *, precision: str, nonfinite: str) -> None:
+def _switch(group: dict[str, Any]) -> None:
+    """Turn on the implementation that can be recorded."""
+    if "capturable" in group:
+        group["capturable"] = True
+    elif "fused" in group:
+        group["fused"], group["foreach"] = True, False
+
+
+def _bring_state(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> None:
+    state = optimizer.state.get(parameter, {})
+    if "step" in state:  # made on the CPU where the update was not to be recorded
+        state["step"] = torch.as_tensor(state["step"]).to(parameter.device, torch.float32)
+    if group.get("fused") and group.get("momentum") and not group.get("dampening"):
+        # Fused SGD wants all momenta or none, and one that begins at 0 makes no difference.
+        momentum = state.get("momentum_buffer")
+        if momentum is None and parameter.requires_grad:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def check_settings(schedulers: Sequence[object], *, precision: str, nonfinite: str) -> None:
     """Raise a ValueError if a whole step could not be recorded with these settings."""
     rule = "cuda_graph='step' must come with"
     if precision == "fp16":
@@ -189,7 +247,9 @@ def check_capturable(schedulers: Sequence[object], *, precision: str, nonfinite:
     for scheduler in schedulers:
         if isinstance(scheduler, ScheduledGroups) and scheduler.schedules.keys() != {"lr"}:
             names = ", ".join(scheduler.schedules)
-            raise ValueError(f"{rule} schedules of lr alone, got those of {names}; use True")
+            raise ValueError(
+                f"{rule} schedules of lr alone, got those of {names}; use cuda_graph=True"
+            )
 
 
 def _check_device(device: torch.device) -> None:
@@ -197,9 +257,8 @@ def _check_device(device: torch.device) -> None:
         raise ValueError(f"cuda_graph must meet a model on a CUDA device, got {device.type!r}")
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    """Whether all numbers are equal and all tensors one and the same."""
-    return len(one) == len(other) and all(
-        a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b)
-        for a, b in zip(one, other, strict=True)
-    )
+def _same(one: object, other: object) -> bool:
+    """Whether two numbers are equal, or two tensors one and the same."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    return bool(one == other)

@@ -5,6 +5,7 @@ Shapes: images [N, C, H, W], targets [N] or [N, num_classes].
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -66,6 +67,12 @@ class Gradients:
         """Whether ``fill`` makes the update too, as part of its graph."""
         return self.graph is not None and self.graph.updates
 
+    def without_graph(self) -> Gradients:
+        """Return the same without its graph."""
+        plain = copy.copy(self)
+        plain.graph = None
+        return plain
+
     def fill(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
         """Fill the gradients from a batch; return its mean loss and what there is to count.
 
@@ -75,7 +82,8 @@ class Gradients:
         # What an interrupted step left behind must not enter this one.
         clear_gradients(trainer.optimizers)
         trainer.model.zero_grad(set_to_none=True)
-        self._undo.keep()
+        if not self.updates or self._loss_per_image is not None:
+            self._undo.keep()
         while True:
             try:
                 result = self._of_batch(trainer, images, targets)
@@ -117,7 +125,9 @@ class Gradients:
         if self.graph is None:
             return self._compute(trainer, images, targets)
         compute = self._compute_and_update if self.updates else self._compute
-        return self.graph(partial(compute, trainer), images, targets)
+        clip = trainer.grad_clip if self.updates else None
+        settings = trainer.micro_batch_size, clip, trainer.model.training
+        return self.graph(partial(compute, trainer), images, targets, *settings)
 
     def _hardest(
         self, trainer: Trainer, images: Tensor, targets: Tensor

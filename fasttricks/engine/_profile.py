@@ -70,8 +70,9 @@ def profile_steps(
     """Time a few training steps part by part, leaving no trace of them.
 
     The device is waited for at each border between parts, so on a GPU the parts are true and the
-    whole is a little longer than without. Schedules stand still meanwhile. With ``path`` as many
-    steps run once more under torch's profiler, whose own cost so stays out of the table.
+    whole is a little longer than without; a CUDA graph is left out. Schedules stand still
+    meanwhile. With ``path`` as many steps run once more under torch's profiler, whose own cost so
+    stays out of the table.
 
     Args:
         trainer: Its steps are measured; weights, optimizers, statistics and random states are put
@@ -100,6 +101,8 @@ def profile_steps(
     check_integer("steps", steps, minimum=1)
     check_integer("warmup", warmup)
     trial = trial_trainer(trainer)
+    # A replay has no parts, and nothing can be waited for within a recording.
+    trial._gradients = trial._gradients.without_graph()
     with preserve_training_state(
         trial.model, trial.optimizers, loader, precision=trainer.precision
     ):

@@ -23,7 +23,7 @@ from fasttricks.engine._checkpoint import (
     save_checkpoint,
     settings_of,
 )
-from fasttricks.engine._cuda_graph import check_capturable
+from fasttricks.engine._cuda_graph import check_settings
 from fasttricks.engine._distributed import (
     check_shared,
     deal,
@@ -181,8 +181,14 @@ class Trainer:
         self.schedulers: list[Scheduler] = list(schedulers)
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
+        self.settings = [settings_of(one) for one in self.optimizers]
         if cuda_graph == "step":
-            check_capturable(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
+            check_settings(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
+        if cuda_graph and compile in ("reduce-overhead", "max-autotune", "cudagraphs"):
+            raise ValueError(
+                f"cuda_graph must come with a compile that records no graphs itself, got "
+                f"compile={compile!r}; use True or 'max-autotune-no-cudagraphs'"
+            )
         self.cuda_graph = cuda_graph
         self._gradients = Gradients(
             model,
@@ -192,7 +198,6 @@ class Trainer:
             cuda_graph=cuda_graph,
             optimizers=self.optimizers,
         )
-        self.settings = [settings_of(one) for one in self.optimizers]
         self.callbacks = [*callbacks, *([Progress()] if progress and rank() == 0 else [])]
         self.history = History()
         self.step_count = self.nonfinite_steps = 0
