@@ -5,9 +5,9 @@
 
 Writes race/results.json and race/results.md after every run; the same command again goes on with a
 race that was broken off, on the same hardware and versions only. Seconds of training include
-preparation (whitening) and leave evaluation out, as each contender counts them itself; those with
-six views add the final evaluation; wall seconds are those of the whole process, start to end.
-Operations are those of direct convolutions, however they are computed.
+preparation (whitening) and leave evaluation and compilation out, as each contender counts them
+itself; those with six views add the final evaluation; wall seconds are those of the whole process,
+start to end. Operations are those of direct convolutions, however they are computed.
 
 `--images N` trains every contender on N of the training images only, with its usual batch: as much
 less time, no accuracy to speak of, but the ratio of the seconds of training.
@@ -35,6 +35,10 @@ ROOT = Path(__file__).parents[1]
 PEAK = "peak_memory_bytes_of_the_largest"
 CONTENDERS = {
     "speedrun": ["examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"],
+    "speedrun_compiled": [
+        *("examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"),
+        *("--compile", "max-autotune-no-cudagraphs"),
+    ],
     "article": ["examples/cifar10_94.py", "--recipe", "article", "--batch-size", "512"],
     "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
     "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],
@@ -56,6 +60,7 @@ def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str
         **{key: record[key] for key in keep},
         "train_seconds": seconds,
         "train_and_evaluation_seconds": seconds + record["tta_seconds"],
+        "precompile_seconds": record.get("precompile_seconds", 0.0),
         "wall_seconds": wall,
         "images_per_second": sum(record["images_by_size"].values()) / seconds,
         "flops": sum(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -107,6 +107,38 @@ def article_loader(
     ]
     options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
     return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)
+
+
+def check_image_size(train: ft.ImageSet, least: int, network: str) -> None:
+    """Raise a ValueError if the images are too small for the network."""
+    if min(train.image_size) < least:
+        raise ValueError(
+            f"images must be at least {least} pixels a side for {network}, got {train}"
+        )
+
+
+def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader) -> float:
+    """Compile before the clock runs, and say so: it takes minutes."""
+    print("compiling ...", flush=True)
+    seconds = ft.precompile(trainer, loader)
+    print(f"compiled in {seconds:.1f} s, which are not counted as training", flush=True)
+    return seconds
+
+
+def describe_run(
+    trainer: ft.Trainer, loader: ft.DeviceLoader, train: ft.ImageSet, test: ft.ImageSet
+) -> dict[str, Any]:
+    """Return the data, and what the updates were made of and on, for a run's record."""
+    modules = trainer.model.modules()
+    return {
+        "dataset": test.name,
+        "dataset_size": {"train": len(train), "test": len(test)},
+        "classes": list(test.classes),
+        "transforms": repr(loader.pipeline),
+        "images_by_size": images_by_size(loader, trainer.step_count, train),
+        "winograd_convolutions": sum(isinstance(m, ft.models.WinogradConv2d) for m in modules),
+        **trainer.describe(),
+    }
 
 
 def images_by_size(loader: ft.DeviceLoader, updates: int, train: ft.ImageSet) -> dict[str, int]:

@@ -36,6 +36,13 @@ class Plan:
     seed: int
     target: float
     resume: bool
+    compile: bool | str
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """How to compute: with ``--compile`` on a GPU the whole update is one CUDA graph."""
+        graph = "step" if self.compile and self.device == "cuda" else False
+        return {"precision": self.precision, "compile": self.compile, "cuda_graph": graph}
 
     def loader(self, *transforms: ft.Transform) -> ft.DeviceLoader:
         """Return the loader of shuffled, augmented, whole batches."""
@@ -100,7 +107,7 @@ def speedrun(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
             ft.ScheduledGroups(sgd, {"lr": falls}),
         ],
         loss=torch.nn.CrossEntropyLoss(label_smoothing=0.09),
-        precision=plan.precision,
+        **plan.switches,
         micro_batch_size=768 if plan.device == "cpu" else None,  # a GPU takes the batch whole
         callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), average],
     ), loader
@@ -118,7 +125,7 @@ def article(plan: Plan) -> tuple[ft.Trainer, ft.DeviceLoader]:
     )
     steps = max(2, round(plan.epochs * len(loader)))
     schedule = ft.one_cycle(max_lr, steps, pct_start=0.2, anneal="linear")
-    return ft.Trainer(model, sgd, lr=schedule, precision=plan.precision), loader
+    return ft.Trainer(model, sgd, lr=schedule, **plan.switches), loader
 
 
 @dataclass(frozen=True)
@@ -144,14 +151,12 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
     trainer, loader = RECIPES[recipe].build(plan)
     model = trainer.model
     prepare_seconds = time.perf_counter() - start
-    if min(plan.train.image_size) < model.min_size:
-        raise ValueError(
-            f"images must be at least {model.min_size} pixels a side for {recipe}, got {plan.train}"
-        )
+    _shared.check_image_size(plan.train, model.min_size, recipe)
     ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
     tests = ft.DeviceLoader(test, batch_size=1000, transforms=[normalize], device=plan.device)
     checkpoints = folder / "checkpoints" if plan.resume else None
+    precompile_seconds = _shared.precompile(trainer, loader) if plan.compile else 0.0
     history = trainer.fit(
         loader, plan.epochs, val=tests, checkpoints=checkpoints, resume=plan.resume
     )
@@ -159,25 +164,18 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
     tta = RECIPES[recipe].tta if plan.flips else "translate"
     plain, averaged = trainer.evaluate(tests), trainer.evaluate(tests, tta=tta)
     record = {
-        "dataset": test.name,
-        "dataset_size": {"train": len(plan.train), "test": len(test)},
-        "classes": list(test.classes),
         "recipe": recipe,
         "device": plan.device,
         "seed": plan.seed,
         "epochs": plan.epochs,
         "batch_size": plan.batch_size,
-        "transforms": repr(loader.pipeline),
         "tta": tta,
-        "images_by_size": _shared.images_by_size(loader, trainer.step_count, plan.train),
-        "winograd_convolutions": sum(
-            isinstance(m, ft.models.WinogradConv2d) for m in model.modules()
-        ),
-        **trainer.describe(),
+        **_shared.describe_run(trainer, loader, plan.train, test),
         **ft.describe_environment(plan.device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "history": history.rows,
         "prepare_seconds": prepare_seconds,
+        "precompile_seconds": precompile_seconds,
         "train_seconds": trainer.train_seconds,
         "tta_seconds": averaged.seconds,
         "target": plan.target / 100,
@@ -212,7 +210,7 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
-        rest = (args.precision, device, seed, target, args.resume)
+        rest = (args.precision, device, seed, target, args.resume, args.compile)
         plan = Plan(train, not is_digits, epochs, batch_size, *rest)
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
@@ -238,6 +236,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--runs", type=int, default=1, help="train with this many seeds (default: 1)")
     add("--resume", action="store_true", help="write a checkpoint after each epoch, and go on from "
         "the last one in --output if there is any (default: off)")  # fmt: skip
+    add("--compile", nargs="?", const=True, default=False, metavar="MODE",
+        help="train through torch.compile, by a mode or backend if you name one, and on a GPU "
+        "by a CUDA graph of the update; made before the clock runs (default: off)")  # fmt: skip
     add("--target", type=float, metavar="PERCENT",
         help="accuracy that a run should reach (default: 94)")  # fmt: skip
     return parser.parse_args()

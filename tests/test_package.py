@@ -88,6 +88,7 @@ PUBLIC_NAMES = {
     "summarize",
     "triangular",
     "triangular2",
+    "precompile",
     "warmup",
     "whiten_",
     "write_json",

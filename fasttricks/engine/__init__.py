@@ -11,6 +11,7 @@ from fasttricks.engine._history import History
 from fasttricks.engine._loggers import JSONLines, TensorBoard
 from fasttricks.engine._malloc import keep_freed_memory
 from fasttricks.engine._precision import Precision
+from fasttricks.engine._precompile import precompile
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._profile import StepProfile, profile_steps
 from fasttricks.engine._progress import Progress
@@ -38,6 +39,7 @@ __all__ = [
     "evaluate",
     "find_batch_size",
     "keep_freed_memory",
+    "precompile",
     "predict",
     "preserve_training_state",
     "profile_steps",

@@ -180,7 +180,7 @@ class Gradients:
     def _network(self, trainer: Trainer) -> nn.Module:
         if world_size() > 1:
             return self._replica.module()
-        return self._compiled or trainer.model
+        return trainer.model if self._compiled is None else self._compiled
 
 
 def clear_gradients(optimizers: Sequence[Optimizer]) -> None:

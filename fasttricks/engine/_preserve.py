@@ -92,23 +92,33 @@ def _keep_tensors(model: nn.Module) -> list[Undo]:
 
 
 def _keep_optimizer(optimizer: Optimizer) -> Undo:
-    state = {p: {k: _copy(v) for k, v in own.items()} for p, own in optimizer.state.items()}
+    state = {parameter: _keep_entries(own) for parameter, own in optimizer.state.items()}
     groups = [
-        {name: (value, _copy(value)) for name, value in group.items() if name != "params"}
+        _keep_entries({name: value for name, value in group.items() if name != "params"})
         for group in optimizer.param_groups
     ]
 
     @torch.no_grad()
     def restore() -> None:
         optimizer.state.clear()
-        optimizer.state.update(state)
+        for parameter, kept in state.items():
+            optimizer.state[parameter] = _restored(kept)
         for group, kept in zip(optimizer.param_groups, groups, strict=True):
-            for name, (value, content) in kept.items():
-                if isinstance(value, Tensor):
-                    value.copy_(content)
-                group[name] = value if isinstance(value, Tensor) else content
+            group.update(_restored(kept))
 
     return restore
+
+
+def _keep_entries(entries: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {name: (value, _copy(value)) for name, value in entries.items()}
+
+
+def _restored(kept: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """The entries as they were, their tensors written in place."""
+    return {
+        name: value.copy_(content) if isinstance(value, Tensor) else content
+        for name, (value, content) in kept.items()
+    }
 
 
 def _copy(value: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fasttricks.engine import Callback, FreezeAfter, Trainer, profile_steps
+from fasttricks.engine import Callback, FreezeAfter, Trainer, precompile, profile_steps
 from fasttricks.engine import _cuda_graph as module
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
@@ -359,6 +359,27 @@ def test_a_run_goes_on_with_a_graph_or_without(pools, tmp_path, choices):
     resumed = fit(then, 4, checkpoints=tmp_path, resume=True)
     assert isinstance(resumed.optimizers[0].param_groups[0]["lr"], torch.Tensor) == (then == "step")
     assert_close(resumed, fit(False, 4))
+
+
+@pytest.mark.parametrize("cuda_graph", [True, "step"])
+def test_what_is_recorded_beforehand_is_replayed(pools, cuda_graph):
+    ends = []
+    for choice in (cuda_graph, False):
+        model = make_model()
+        muon = Muon([model[0].weight], lr=0.02)
+        optimizers = [muon, sgd(nn.ModuleList([model[1], model[4]]))]
+        lr = linear(0.05, 0.0, total_steps=16)
+        options = {"lr": lr, "precision": "fp32", "progress": False, "cuda_graph": choice}
+        trainer = Trainer(model, optimizers, **options)
+        if choice:
+            precompile(trainer, make_batches(1, seed=5))
+            assert pools == [None]
+            Graph.replays = 0
+        trainer.fit(make_batches(5), 3)
+        ends.append(trainer)
+    assert pools == [None]
+    assert Graph.replays == 15
+    assert_close(*ends)
 
 
 def test_a_profile_is_of_the_step_without_its_graph(pools):

@@ -89,6 +89,17 @@ def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not(run, npz, 
     assert "seed must be that of the loader whose state is loaded, 0, got seed=1" in error
 
 
+def test_compiling_comes_before_the_clock_and_is_said(run, npz, tmp_path):
+    arguments = ["--data", npz, "--epochs", 3, "--device", "cpu", "--output", tmp_path / "run"]
+    code, out, _ = run(*arguments, "--compile", "eager")
+    assert code == 0
+    assert "compiling ..." in out
+    record = read_record(tmp_path / "run")
+    assert record["compiled"] == "eager"
+    assert record["cuda_graph"] is False
+    assert record["precompile_seconds"] > 0
+
+
 def test_several_runs_are_summed_up(run, npz, tmp_path):
     folder = tmp_path / "runs"
     code, out, _ = run(

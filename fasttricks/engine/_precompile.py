@@ -1,0 +1,88 @@
+"""Compilation and recording before the clock runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+from fasttricks.data import DeviceLoader
+from fasttricks.engine._callbacks import FreezeAfter
+from fasttricks.engine._preserve import preserve_training_state
+from fasttricks.engine._trainer import Batch, Trainer
+from fasttricks.engine._trial import synchronize, trial_trainer
+from fasttricks.transforms import ProgressiveResize
+
+# A CUDA graph is recorded at the fourth update of a kind, after one that makes the optimizers'
+# states.
+_UPDATES = 5
+_EVER = 2**62
+
+
+def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
+    """Let a trainer compile and record what it will, in updates that leave no trace.
+
+    What ``torch.compile`` and a CUDA graph cost once is not of an epoch then. They are made for a
+    batch of every size that a ``DeviceLoader``'s ``ProgressiveResize`` has from here on, and of
+    each for what ``FreezeAfter`` leaves to train at its begin and at its end; of another loader for
+    its first batch. Without either it warms caches and libraries.
+
+    Args:
+        trainer: Its updates are made; weights, optimizers, statistics and random states are put
+            back.
+        loader: What it will train on, put back to its place.
+
+    Returns:
+        The seconds that it took.
+
+    Raises:
+        ValueError: If the loader is empty.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> trainer = Trainer(model, optimizer, precision="fp32", progress=False)
+        >>> batches = [(torch.zeros(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))]
+        >>> precompile(trainer, batches) > 0, trainer.step_count
+        (True, 0)
+    """
+    start = time.perf_counter()
+    trial = trial_trainer(trainer)
+    freezes = [one for one in trainer.callbacks if isinstance(one, FreezeAfter)]
+    with preserve_training_state(
+        trial.model, trial.optimizers, loader, precision=trainer.precision
+    ):
+        trial.model.train()
+        for batch, updates in _batches(loader):
+            for update in updates:
+                trial.step_count = trainer.step_count + update
+                for freeze in freezes:
+                    freeze.on_step_start(trial)
+                for _ in range(_UPDATES if trial.cuda_graph else 2):
+                    trial.step(batch)
+        trial.model.zero_grad(set_to_none=True)
+        synchronize(trial.device)
+    return time.perf_counter() - start
+
+
+def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]:
+    """Yield a batch of each size to come, with the first and the last update that has it."""
+    if not isinstance(loader, DeviceLoader):
+        for batch in loader:
+            yield batch, (0, _EVER)
+            return
+        raise ValueError("loader must hold at least one batch, got an empty one")
+    now = loader.epoch
+    starts = {
+        start
+        for piece in loader.pipeline.transforms
+        if isinstance(piece, ProgressiveResize)
+        for start in piece.sizes
+        if start > now
+    }
+    epochs = [now, *sorted(starts)]
+    for epoch, following in zip(epochs, [*epochs[1:], None], strict=True):
+        loader.set_epoch(epoch)
+        first = (epoch - now) * len(loader)
+        last = _EVER if following is None else (following - now) * len(loader) - 1
+        yield next(iter(loader)), (first, last)
