@@ -117,6 +117,14 @@ def check_image_size(train: ft.ImageSet, least: int, network: str) -> None:
         )
 
 
+def switches(precision: str, device: str, compile: bool | str) -> dict[str, Any]:
+    """Return how to compute: with ``compile`` on a GPU also from a CUDA graph."""
+    graph: bool | str = False
+    if compile and device == "cuda":
+        graph = "step" if ft.Precision(precision, device=device).name != "fp16" else True
+    return {"precision": precision, "compile": compile, "cuda_graph": graph}
+
+
 def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader) -> float:
     """Compile before the clock runs, and say so: it takes minutes."""
     print("compiling ...", flush=True)

@@ -40,9 +40,8 @@ class Plan:
 
     @property
     def switches(self) -> dict[str, Any]:
-        """How to compute: with ``--compile`` on a GPU the whole update is one CUDA graph."""
-        graph = "step" if self.compile and self.device == "cuda" else False
-        return {"precision": self.precision, "compile": self.compile, "cuda_graph": graph}
+        """What the Trainer is told of how to compute."""
+        return _shared.switches(self.precision, self.device, self.compile)
 
     def loader(self, *transforms: ft.Transform) -> ft.DeviceLoader:
         """Return the loader of shuffled, augmented, whole batches."""

@@ -24,6 +24,8 @@ _MIX_STREAM = 2**32 - 2
 # For how many images the transforms' numbers are drawn at once, about: many small operations that
 # cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
+# The numbers of the fused pass, and of each transform after it.
+_Params = tuple[Tensor | None, tuple[Any, ...] | None]
 
 
 class DeviceLoader:
@@ -122,6 +124,8 @@ class DeviceLoader:
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
+        self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
+        self._rest = self.pipeline.transforms[self._first :]
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -130,6 +134,12 @@ class DeviceLoader:
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
+
+    @property
+    def last_batch_size(self) -> int:
+        """Images of an epoch's last batch, of this process's share."""
+        size = len(self._rows) - (len(self) - 1) * self.batch_size
+        return len(range(self.rank, min(size, self.batch_size), self.world_size))
 
     @property
     def epoch(self) -> int:
@@ -159,9 +169,7 @@ class DeviceLoader:
 
     def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch)
-        block = self.batch_size
-        if all(_is_ours(piece) for piece in self.pipeline.transforms):
-            block *= max(1, _DRAWN_AT_ONCE // self.batch_size)
+        block = self.batch_size * max(1, _DRAWN_AT_ONCE // self.batch_size)
         for start in range(0, len(self) * self.batch_size, block):
             yield from self._batches(order[start : start + block], epoch)
         # an epoch set from within the loop stands
@@ -187,14 +195,14 @@ class DeviceLoader:
             part = slice(start + self.rank, end, self.world_size)
             yield self._batch(indices[part], epoch, numbers_of(params, part))
 
-    def _batch(self, index: Tensor, epoch: int, params: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def _batch(self, index: Tensor, epoch: int, params: _Params) -> tuple[Tensor, Tensor]:
         """One batch, with the numbers that ``_sample`` gave for it."""
-        images = self._augmented(index, params)
+        images = self._augmented(index, epoch, params)
         labels = self._labels.index_select(0, index)
         if self.mix is not None:
             draws = Draws(index, seed=self.seed, epoch=epoch, stream=_MIX_STREAM)
             partners = self.mix.partners(draws, len(self._rows))
-            others = self._augmented(partners, self._sample(partners, epoch))
+            others = self._augmented(partners, epoch, self._sample(partners, epoch))
             other_labels = self._labels.index_select(0, partners)
             soft, other_soft = (
                 one_hot(of, self._num_classes).float() for of in (labels, other_labels)
@@ -202,32 +210,35 @@ class DeviceLoader:
             images, labels = self.mix.mix(images, soft, others, other_soft, draws=draws)
         return images.contiguous(memory_format=torch.channels_last), labels
 
-    def _sample(self, index: Tensor, epoch: int) -> tuple[Any, ...]:
-        """The numbers of the transforms for these images: of the fused pass, if any, and each."""
+    def _sample(self, index: Tensor, epoch: int) -> _Params:
+        """The numbers of the fused pass, and of what comes after it if all of it is ours."""
         shape = len(index), *self._shape
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        transforms = self.pipeline.transforms
-        if self._pass is None:
-            return sample_in_turn(transforms, draws, shape)
-        recipe = self._pass.recipe
-        first = len(recipe.pieces)
-        rest = sample_in_turn(transforms[first:], draws, shape, first=first)
-        return recipe.sample(draws, shape), *rest
+        table = None if self._pass is None else self._pass.recipe.sample(draws, shape)
+        if not all(map(_is_ours, self._rest)):
+            return table, None
+        return table, sample_in_turn(self._rest, draws, shape, first=self._first)
 
-    def _augmented(self, index: Tensor, params: tuple[Any, ...]) -> Tensor:
+    def _augmented(self, index: Tensor, epoch: int, params: _Params) -> Tensor:
         """The images after all transforms."""
-        transforms = self.pipeline.transforms
-        if self._pass is None:
+        table, rest = params
+        if self._pass is None or table is None:
             c, h, w = self._shape
             images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
-            return apply_in_turn(transforms, images, params)
-        table, *rest = params
-        images = self._pass(index, table, torch.channels_last)
-        return apply_in_turn(transforms[len(self._pass.recipe.pieces) :], images, rest)
+        else:
+            images = self._pass(index, table, torch.channels_last)
+        if rest is not None:
+            return apply_in_turn(self._rest, images, rest)
+        # What a transform of one's own samples may be of this batch, of its images' true size.
+        draws = Draws(index, seed=self.seed, epoch=epoch)
+        for stream, transform in enumerate(self._rest, self._first):
+            own = transform.sample(draws.with_stream(stream), tuple(images.shape))
+            images = transform.apply(images, own)
+        return images
 
 
 def _is_ours(piece: Transform[Any]) -> bool:
-    """Whether what it samples for an image is little, and the same in any batch."""
+    """Whether what it samples is little, an image's own, and for the size that it says."""
     return type(piece).__module__.startswith("fasttricks.")
 
 

@@ -25,8 +25,6 @@ Compute = Callable[[Tensor, Tensor], tuple[Tensor, Counted]]
 
 # Kernels are chosen and workspaces and optimizer states allocated before a recording.
 _WARMUP = 3
-# Optimizers whose state is of tensors that begin at zero.
-_FROM_ZERO = (Muon, torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 # Changes in a row, each of which makes what was recorded stale, after which there is a warning.
 _CHANGES = 10
 
@@ -65,7 +63,6 @@ class Graphed:
         self._optimizers = optimizers
         check_optimizers(optimizers)
         self._rates: dict[tuple[int, int], Tensor] = {}
-        self._states: dict[int, dict[str, Any]] = {}
         self._make_capturable()
         self._stream: Any = None
         self._pool: Any = None
@@ -186,8 +183,7 @@ class Graphed:
     def _make_capturable(self) -> None:
         """Bring to the device what the updates read, so that a replay reads it there.
 
-        A rate that was set as a number is written into the tensor of before, and a state that was
-        taken away, as after a trial, begins anew in its tensors: what was recorded stays good.
+        A rate that was set as a number is written into the tensor of before.
         """
         for number, optimizer in enumerate(self._optimizers):
             # It would warn of the updates before the recording.
@@ -202,19 +198,7 @@ class Graphed:
                     own.copy_(torch.as_tensor(rate).reshape(own.shape))
                 group["lr"] = own
                 for parameter in group["params"]:
-                    if type(optimizer) in _FROM_ZERO and not group.get("dampening"):
-                        self._begin_anew(optimizer, parameter)
                     _bring_state(optimizer, group, parameter)
-
-    def _begin_anew(self, optimizer: Optimizer, parameter: nn.Parameter) -> None:
-        state = optimizer.state.get(parameter)
-        if state:
-            self._states[id(parameter)] = dict(state)
-        elif id(parameter) in self._states:
-            for value in self._states[id(parameter)].values():
-                if isinstance(value, Tensor):
-                    value.zero_()
-            optimizer.state[parameter] = dict(self._states[id(parameter)])
 
 
 def check_optimizers(optimizers: Sequence[Optimizer]) -> None:

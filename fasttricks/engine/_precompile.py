@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from fasttricks.data import DeviceLoader
 from fasttricks.engine._callbacks import FreezeAfter
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer
+from fasttricks.optim import Muon
 from fasttricks.transforms import ProgressiveResize
 
 # A CUDA graph is recorded at the fourth update of a kind, after one that makes the optimizers'
 # states.
 _UPDATES = 5
 _EVER = 2**62
+# Optimizers whose state is of tensors that begin at zero.
+_FROM_ZERO = (Muon, torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
 def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     """Let a trainer compile and record what it will, in updates that leave no trace.
 
     What ``torch.compile`` and a CUDA graph cost once is not of an epoch then. They are made for a
-    batch of every size that a ``DeviceLoader``'s ``ProgressiveResize`` has from here on, and of
-    each for what ``FreezeAfter`` leaves to train at its begin and at its end; of another loader for
-    its first batch. Without either it warms caches and libraries.
+    batch of every size that a ``DeviceLoader`` has from here on, by its ``ProgressiveResize`` and
+    by a short last batch, with what ``FreezeAfter`` leaves to train at the first and at the last
+    update of each; of another loader for its first batch. More than eight of these in all are
+    beyond ``torch._dynamo.config.recompile_limit``: raise it. Without either switch it warms caches
+    and libraries.
+
+    With ``cuda_graph="step"`` the states of Muon, SGD, Adam and AdamW are there afterwards and hold
+    zeros, as they would begin; the updates of others are recorded once more in training.
 
     Args:
         trainer: Its updates are made; weights, optimizers, statistics and random states are put
@@ -62,7 +75,28 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
                     trial.step(batch)
         trial.model.zero_grad(set_to_none=True)
         synchronize(trial.device)
+        recorded = [dict(optimizer.state) for optimizer in trial.optimizers]
+    if trainer.cuda_graph == "step":
+        for optimizer, states in zip(trainer.optimizers, recorded, strict=True):
+            _begin_in(optimizer, states)
+    trainer.micro_batch_size = trial.micro_batch_size  # where memory ran out it would run out again
     return time.perf_counter() - start
+
+
+@torch.no_grad()
+def _begin_in(optimizer: Optimizer, states: dict[Any, dict[str, Any]]) -> None:
+    """Let states that there were none of begin in those tensors, which a recording reads."""
+    if type(optimizer) not in _FROM_ZERO:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter in optimizer.state or group.get("dampening"):
+                continue
+            for value in states.get(parameter, {}).values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+            if parameter in states:
+                optimizer.state[parameter] = states[parameter]
 
 
 def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]:
@@ -85,4 +119,10 @@ def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]
         loader.set_epoch(epoch)
         first = (epoch - now) * len(loader)
         last = _EVER if following is None else (following - now) * len(loader) - 1
-        yield next(iter(loader)), (first, last)
+        images, targets = next(iter(loader))
+        yield (images, targets), (first, last)
+        if loader.last_batch_size < len(images):
+            yield (
+                (images[: loader.last_batch_size], targets[: loader.last_batch_size]),
+                (first, last),
+            )
