@@ -33,12 +33,10 @@ import fasttricks as ft
 
 ROOT = Path(__file__).parents[1]
 PEAK = "peak_memory_bytes_of_the_largest"
+SPEEDRUN = ["examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"]
 CONTENDERS = {
-    "speedrun": ["examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"],
-    "speedrun_compiled": [
-        *("examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"),
-        *("--compile", "max-autotune-no-cudagraphs"),
-    ],
+    "speedrun": SPEEDRUN,
+    "speedrun_compiled": [*SPEEDRUN, "--compile", "max-autotune-no-cudagraphs"],
     "article": ["examples/cifar10_94.py", "--recipe", "article", "--batch-size", "512"],
     "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
     "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],

@@ -126,6 +126,7 @@ class DeviceLoader:
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
+        self._rest_is_ours = all(map(_is_ours, self._rest))
         # an empty batch goes through everything that could refuse the images, or the seed, before
         # the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -215,7 +216,7 @@ class DeviceLoader:
         shape = len(index), *self._shape
         draws = Draws(index, seed=self.seed, epoch=epoch)
         table = None if self._pass is None else self._pass.recipe.sample(draws, shape)
-        if not all(map(_is_ours, self._rest)):
+        if not self._rest_is_ours:
             return table, None
         return table, sample_in_turn(self._rest, draws, shape, first=self._first)
 

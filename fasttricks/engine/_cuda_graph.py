@@ -20,11 +20,12 @@ from torch.optim import Optimizer
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 
+# Of each part: its mean loss, outputs and targets, for the epoch's totals.
 Counted = list[tuple[Tensor, Tensor, Tensor]]
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, Counted]]
 
-# Kernels are chosen and workspaces and optimizer states allocated before a recording.
-_WARMUP = 3
+# Updates of a kind before it is recorded: kernels are chosen, workspaces and states allocated.
+WARMUP = 3
 # Changes in a row, each of which makes what was recorded stale, after which there is a warning.
 _CHANGES = 10
 
@@ -99,7 +100,7 @@ class Graphed:
         )
         if key not in self._recordings:
             self._seen[key] += 1
-            if self._seen[key] <= _WARMUP:
+            if self._seen[key] <= WARMUP:
                 return self._beside(compute, images, targets)
             self._recordings[key] = self._record(compute, images, targets)
         self._changes = 0
@@ -134,11 +135,9 @@ class Graphed:
         ):
             result = compute(images, targets)
         self._pool = graph.pool()
-        gradients = [
-            (parameter, parameter.grad)
-            for parameter in self._model.parameters()
-            if not self.updates  # after the update nobody needs them
-        ]
+        # After the update nobody needs them.
+        parameters = [] if self.updates else self._model.parameters()
+        gradients = [(parameter, parameter.grad) for parameter in parameters]
         return _Recording(graph, images, targets, result, gradients)
 
     def _forget_if_stale(self) -> None:

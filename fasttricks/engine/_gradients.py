@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks.engine._cuda_graph import Graphed
+from fasttricks.engine._cuda_graph import Counted, Graphed
 from fasttricks.engine._distributed import Replica, sum_over_processes, world_size
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
-# Of each part: its mean loss, outputs and targets, for the epoch's totals.
-Counted = list[tuple[Tensor, Tensor, Tensor]]
 
 
 class Gradients:

@@ -12,15 +12,16 @@ from torch.optim import Optimizer
 
 from fasttricks.data import DeviceLoader
 from fasttricks.engine._callbacks import FreezeAfter
+from fasttricks.engine._cuda_graph import WARMUP
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer
 from fasttricks.optim import Muon
 from fasttricks.transforms import ProgressiveResize
 
-# A CUDA graph is recorded at the fourth update of a kind, after one that makes the optimizers'
-# states.
-_UPDATES = 5
+# A CUDA graph is recorded in the last of these; the first makes the optimizers' states, and counts
+# for none.
+_UPDATES = 1 + WARMUP + 1
 _EVER = 2**62
 # Optimizers whose state is of tensors that begin at zero.
 _FROM_ZERO = (Muon, torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
@@ -90,13 +91,13 @@ def _begin_in(optimizer: Optimizer, states: dict[Any, dict[str, Any]]) -> None:
         return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter in optimizer.state or group.get("dampening"):
+            is_new = parameter in states and parameter not in optimizer.state
+            if not is_new or group.get("dampening"):
                 continue
-            for value in states.get(parameter, {}).values():
+            for value in states[parameter].values():
                 if isinstance(value, Tensor):
                     value.zero_()
-            if parameter in states:
-                optimizer.state[parameter] = states[parameter]
+            optimizer.state[parameter] = states[parameter]
 
 
 def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]:
@@ -120,9 +121,5 @@ def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]
         first = (epoch - now) * len(loader)
         last = _EVER if following is None else (following - now) * len(loader) - 1
         images, targets = next(iter(loader))
-        yield (images, targets), (first, last)
-        if loader.last_batch_size < len(images):
-            yield (
-                (images[: loader.last_batch_size], targets[: loader.last_batch_size]),
-                (first, last),
-            )
+        for size in sorted({len(images), loader.last_batch_size}, reverse=True):
+            yield (images[:size], targets[:size]), (first, last)

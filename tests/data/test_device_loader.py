@@ -140,9 +140,13 @@ def test_a_transform_of_ones_own_samples_for_each_batch():
     pieces = [*TRANSFORMS, Crop(), RandomIntensity()]
     loader = DeviceLoader(image_set(), batch_size=5, transforms=pieces, seed=2)
     assert loader.last_batch_size == 3
-    sides = {images.shape[-1] for images, _ in loader}  # not the 8 that it says it leaves
+    batches = list(loader)
     assert sampled == [0, 5, 5, 5, 5, 3]
-    assert len(sides) > 1
+    assert len({images.shape[-1] for images, _ in batches}) > 1  # not the 8 that it says it leaves
+    pipeline = Pipeline(pieces)
+    for images, labels in batches:
+        params = pipeline.sample(Draws(labels, seed=2), (len(labels), 3, 8, 8))
+        assert torch.equal(images, pipeline.apply(image_set().images[labels], params))
 
 
 def test_epochs_advance_and_each_has_its_own_order_and_augmentation():
