@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from random_batches import make_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,17 +28,6 @@ def make_model(seed=0):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.CELU(), nn.Flatten(), nn.Linear(4 * 36, 5)
     )
-
-
-def make_batches(count=4, size=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(size, 3, 8, 8, generator=generator),
-            torch.randint(5, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
 
 
 def make_trainer(model, *callbacks):

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from random_batches import make_batches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -32,17 +33,6 @@ def make_model(seed=0):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.CELU(), nn.Flatten(), nn.Linear(144, 5)
     )
-
-
-def make_batches(count, size=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(size, 3, 8, 8, generator=generator),
-            torch.randint(5, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
 
 
 BATCHES = [*make_batches(5), *make_batches(1, size=7, seed=4)]

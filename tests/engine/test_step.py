@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from random_batches import make_batches
 from torch import nn
 
 from fasttricks.engine import Callback, Precision, Trainer
@@ -24,17 +25,6 @@ def make_model(norm=True, dropout=0.0, seed=0):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), *middle, nn.CELU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(144, 5)
     )
-
-
-def make_batches(count=4, size=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(size, 3, 8, 8, generator=generator),
-            torch.randint(5, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
 
 
 def sgd(model):

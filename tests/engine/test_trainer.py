@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from random_batches import make_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -21,17 +22,6 @@ def make_model(seed=0, norm=True):
     torch.manual_seed(seed)
     middle = [nn.BatchNorm2d(4)] if norm else []
     return nn.Sequential(nn.Conv2d(3, 4, 3), *middle, nn.CELU(), nn.Flatten(), nn.Linear(4 * 36, 5))
-
-
-def make_batches(count=5, size=12, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (
-            torch.randn(size, 3, 8, 8, generator=generator),
-            torch.randint(5, (size,), generator=generator),
-        )
-        for _ in range(count)
-    ]
 
 
 def sgd(model):
@@ -61,7 +51,7 @@ def assert_same_weights(one, other):
 @pytest.mark.parametrize("make_optimizers", [sgd, adamw, muon_and_sgd])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_fifty_steps_give_the_weights_of_a_plain_loop_bit_for_bit(make_optimizers, precision):
-    batches = make_batches()
+    batches = make_batches(5)
     ours, plain = make_model(), make_model()
     quiet(ours, make_optimizers(ours), precision=precision).fit(batches, epochs=10)
 
@@ -81,7 +71,7 @@ def test_fifty_steps_give_the_weights_of_a_plain_loop_bit_for_bit(make_optimizer
 
 def test_micro_batches_add_up_to_the_whole_batch():
     # Without batch norm, whose statistics are those of a part; 12 = 5 + 5 + 2, an uneven split.
-    batches = make_batches()
+    batches = make_batches(5)
     whole, parts = make_model(norm=False).double(), make_model(norm=False).double()
     batches = [(images.double(), targets) for images, targets in batches]
     for model, size in ((whole, None), (parts, 5)):
@@ -103,7 +93,7 @@ def test_the_schedule_gives_each_update_its_rate():
 
     schedule = linear(0.5, 0.1, total_steps=10)
     trainer = quiet(model, sgd(model), lr=schedule, callbacks=[Watch()])
-    history = trainer.fit(make_batches(), epochs=2)
+    history = trainer.fit(make_batches(5), epochs=2)
     assert seen == pytest.approx([0.5 - 0.4 * k / 9 for k in range(10)])
     assert history["lr"] == [seen[4], seen[9]]
 
