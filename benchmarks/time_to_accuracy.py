@@ -33,13 +33,24 @@ import fasttricks as ft
 
 ROOT = Path(__file__).parents[1]
 PEAK = "peak_memory_bytes_of_the_largest"
-SPEEDRUN = ["examples/cifar10_94.py", "--recipe", "speedrun", "--batch-size", "1536"]
+SPEEDRUN = ["examples/cifar10_94.py", "--batch-size", "1536", "--recipe", "speedrun"]
+SPEEDRUN95 = [*SPEEDRUN[:-1], "speedrun95"]
+COMPILED = ["--compile", "max-autotune-no-cudagraphs"]
 CONTENDERS = {
     "speedrun": SPEEDRUN,
-    "speedrun_compiled": [*SPEEDRUN, "--compile", "max-autotune-no-cudagraphs"],
+    "speedrun_compiled": [*SPEEDRUN, *COMPILED],
+    "speedrun95": SPEEDRUN95,
+    "speedrun95_compiled": [*SPEEDRUN95, *COMPILED],
     "article": ["examples/cifar10_94.py", "--recipe", "article", "--batch-size", "512"],
     "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
+    "airbench95": ["benchmarks/references/airbench95.py"],
     "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],
+}
+LARGER = {"widths": (64, 384, 384), "depths": (2, 2, 3)}
+NETWORKS: dict[str, dict[str, tuple[int, ...]]] = {  # those of the others are the speedrun's
+    "speedrun95": LARGER,
+    "speedrun95_compiled": LARGER,
+    "airbench95": {"widths": (128, 384, 384)},
 }
 
 
@@ -72,13 +83,12 @@ def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str
 def flops_per_image(name: str, size: int) -> float:
     """Operations, forward and backward, of the network on an image, by direct convolutions.
 
-    The references' network is the speedrun's. Its whitening is frozen, for nearly all of a run with
-    its bias.
+    The whitening is frozen, for most of a run with its bias.
     """
     if name == "article":
         model: torch.nn.Module = ft.resnet9()
     else:
-        model = ft.speedrun_net()
+        model = ft.speedrun_net(**NETWORKS.get(name, {}))
         model.get_parameter("whiten.bias").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, size, size)).sum().backward()

@@ -13,7 +13,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,17 @@ def cropped(padded: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def augmented(x_train: torch.Tensor, epochs: int) -> Iterator[torch.Tensor]:
+    """Yield each epoch's images: moved at random, and all flipped every other epoch."""
+    images = normalized(x_train)
+    flip = torch.rand(len(images), device=images.device) < 0.5
+    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+    padded = F.pad(images, (2, 2, 2, 2), "reflect")
+    for epoch in range(epochs):
+        moved = cropped(padded)
+        yield moved.flip(-1) if epoch % 2 else moved
+
+
 def six_views(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     def both(x: torch.Tensor) -> torch.Tensor:
         return 0.5 * model(x).float() + 0.5 * model(x.flip(-1)).float()
@@ -143,16 +154,10 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
     start = time.perf_counter()
     some = torch.randperm(len(x_train), device=device)[:5000]
     whiten(model.whiten, normalized(x_train[some]))
-    images = normalized(x_train)
-    flip = torch.rand(len(images), device=device) < 0.5
-    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-    padded = F.pad(images, (2, 2, 2, 2), "reflect")
     step = 0
     model.train()
-    for epoch in range(EPOCHS):
-        epoch_images = cropped(padded)
-        epoch_images = epoch_images.flip(-1) if epoch % 2 else epoch_images
-        order = torch.randperm(len(images), device=device)
+    for epoch, epoch_images in enumerate(augmented(x_train, EPOCHS)):
+        order = torch.randperm(len(x_train), device=device)
         loss_sum = torch.zeros((), device=device)
         for index in order[: per_epoch * BATCH].split(BATCH):
             model.whiten.bias.requires_grad_(step < whiten_total)

@@ -12,6 +12,7 @@ original is left out.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -112,18 +113,12 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
     start = time.perf_counter()
     some = torch.randperm(len(x_train), device=device)[:WHITEN_IMAGES]
     base.whiten(model.whiten, base.normalized(x_train[some]))
-    images = base.normalized(x_train)
-    flip = torch.rand(len(images), device=device) < 0.5
-    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-    padded = F.pad(images, (2, 2, 2, 2), "reflect")
     slow: list[torch.Tensor] = []
-    step, epoch, images_by_size = 0, 0, dict.fromkeys(["24", "28", "32"], 0)
+    step, images_by_size = 0, dict.fromkeys(["24", "28", "32"], 0)
     model.train()
-    while step < total:
-        epoch_images = base.cropped(padded)
-        epoch_images = epoch_images.flip(-1) if epoch % 2 else epoch_images
+    for epoch, epoch_images in enumerate(base.augmented(x_train, math.ceil(EPOCHS))):
         size = SIZES[epoch] if epoch < len(SIZES) else 32
-        order = torch.randperm(len(images), device=device)
+        order = torch.randperm(len(x_train), device=device)
         for index in order[: per_epoch * BATCH].split(BATCH)[: total - step]:
             model.whiten.bias.requires_grad_(step < whiten_total)
             for part in index.split(PART if on_cpu else BATCH):
@@ -152,8 +147,7 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
                 for average, value in zip(slow, floats(model), strict=True):
                     average.lerp_(value, 1 - LOOKAHEAD_DECAY)
                     value.copy_(average)
-        epoch += 1
-        print(f"epoch {epoch} size {size} {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"epoch {epoch + 1} size {size} {time.perf_counter() - start:.0f} s", flush=True)
     seconds = {"train_seconds": time.perf_counter() - start}
     found = base.accuracies(model, data, autocast)
     return seconds | {"images_by_size": images_by_size} | found

@@ -12,6 +12,7 @@ from fasttricks.models._activation import ACTIVATIONS, Activation, make_activati
 from fasttricks.models._blocks import (
     ConvNormAct,
     Make,
+    Residual,
     check_image_size,
     check_sizes,
     global_max_pool,
@@ -21,25 +22,29 @@ from fasttricks.models._initialisation import dirac_, scale_head_
 
 
 class SpeedrunNet(nn.Module):
-    """A frozen 2 x 2 whitening convolution, groups of two convolutions, and a linear head.
+    """A frozen 2 x 2 whitening convolution, groups of convolutions, and a linear head.
 
-    Each group is ``conv -> 2 x 2 max-pool -> norm -> act -> conv -> norm -> act``. Made by
-    ``speedrun_net``, which chooses the pieces.
+    Each group is ``conv -> 2 x 2 max-pool -> norm -> act -> conv -> norm -> act``; one of depth 3
+    goes on with ``-> conv -> norm``, the sum with what came out of its first activation, and
+    ``act``. Made by ``speedrun_net``, which chooses the pieces.
 
     Args:
         num_classes: Outputs.
         in_channels: Channels of the images.
         widths: Channels of the two convolutions of each group.
-        second_kernel_sizes: Side of the second kernel of each group.
+        depths: Convolutions of each group, 2 or 3.
+        second_kernel_sizes: Side of the second kernel of each group, and of the third.
         whiten_channels: Filters of the whitening convolution.
         block: Makes a ``ConvNormAct`` from (in_channels, out_channels, ...).
+        act: Makes the activation after the sum of a group of depth 3.
         whiten_act: Makes the activation after the whitening.
         logit_scale: Factor on the logits.
         dropout: Probability that a feature is dropped before the head.
 
     Attributes:
         whiten: The 2 x 2 ``nn.Conv2d``: weight frozen, bias trainable.
-        groups: ``nn.Sequential`` of groups; a group is an ``nn.Sequential`` of two ``ConvNormAct``.
+        groups: ``nn.Sequential`` of groups; a group is an ``nn.Sequential`` of two ``ConvNormAct``,
+            or of one, a ``Residual`` of two and an activation.
         head: The ``nn.Linear`` without bias.
         logit_scale: Factor on the logits.
         min_size: Smallest side of an image, 2 to the number of groups: 8 pixels for three.
@@ -51,9 +56,11 @@ class SpeedrunNet(nn.Module):
         in_channels: int,
         *,
         widths: Sequence[tuple[int, int]],
+        depths: Sequence[int],
         second_kernel_sizes: Sequence[int],
         whiten_channels: int,
         block: Callable[..., ConvNormAct],
+        act: Make,
         whiten_act: Make,
         logit_scale: float,
         dropout: float = 0.0,
@@ -65,9 +72,14 @@ class SpeedrunNet(nn.Module):
         self.act = whiten_act()
         self.groups = nn.Sequential()
         before = whiten_channels
-        for (first, second), size in zip(widths, second_kernel_sizes, strict=True):
-            blocks = block(before, first, pool="first"), block(first, second, kernel_size=size)
-            self.groups.append(nn.Sequential(*blocks))
+        for (first, second), depth, size in zip(widths, depths, second_kernel_sizes, strict=True):
+            group = nn.Sequential(block(before, first, pool="first"))
+            group.append(block(first, second, kernel_size=size))
+            if depth == 3:
+                last = block(second, second, kernel_size=size, act=nn.Identity)
+                group[1] = Residual(nn.Sequential(group[1], last))
+                group.append(act())
+            self.groups.append(group)
             before = second
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(before, num_classes, bias=False)
@@ -110,6 +122,7 @@ def speedrun_net(
     *,
     in_channels: int = 3,
     widths: Sequence[int | tuple[int, int]] = (64, 256, 256),
+    depths: Sequence[int] | None = None,
     second_kernel_sizes: Sequence[int] | None = None,
     whiten_channels: int | None = None,
     act: Activation = "gelu",
@@ -137,8 +150,11 @@ def speedrun_net(
         widths: Channels of each group, or a pair, of its first and of its second convolution; at
             least one group. Default (64, 256, 256). A narrow first convolution saves most where
             the map is large, (64, (128, 256), 256) half of the second group's.
-        second_kernel_sizes: Side of the second kernel of each group, odd: 1 is cheap where the map
-            is large. None is 3 everywhere.
+        depths: Convolutions of each group, 2 or 3: the third, of the second one's width, ends in a
+            sum with the output of the first, as in airbench96. None is 2 everywhere. A third one in
+            the last group, whose map is smallest, costs least.
+        second_kernel_sizes: Side of the second kernel of each group and of the third, odd: 1 is
+            cheap where the map is large. None is 3 everywhere.
         whiten_channels: Filters of the whitening, even: ``whiten_`` takes the directions that vary
             most, and their negatives. None is all, ``8 * in_channels``.
         act: Activation: a name of ``ACTIVATIONS`` or a module class. Default "gelu".
@@ -178,12 +194,15 @@ def speedrun_net(
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     pairs = _pairs(widths)
-    sizes = [3] * len(pairs) if second_kernel_sizes is None else list(second_kernel_sizes)
-    if len(sizes) != len(pairs):
-        raise ValueError(
-            f"second_kernel_sizes must hold one number per group, {len(pairs)}, "
-            f"got second_kernel_sizes={second_kernel_sizes!r}"
-        )
+    sizes = _one_per_group("second_kernel_sizes", second_kernel_sizes, default=3, groups=len(pairs))
+    layers = _one_per_group("depths", depths, default=2, groups=len(pairs))
+    for place, (depth, (first, second)) in enumerate(zip(layers, pairs, strict=True)):
+        check_choice(f"depths[{place}]", depth, (2, 3))
+        if depth == 3 and first != second:
+            raise ValueError(
+                f"widths[{place}] must be one number with depths[{place}]=3, whose shortcut adds "
+                f"the two, got widths[{place}]={(first, second)}"
+            )
     if isinstance(whiten_act, str):
         check_choice("whiten_act", whiten_act, ACTIVATIONS)
     whitened = 8 * in_channels if whiten_channels is None else whiten_channels
@@ -209,13 +228,26 @@ def speedrun_net(
         num_classes,
         in_channels,
         widths=pairs,
+        depths=layers,
         second_kernel_sizes=sizes,
         whiten_channels=whitened,
         block=partial(ConvNormAct, norm=norm, act=activation),
+        act=activation,
         whiten_act=activation if whiten_act is None else partial(make_activation, whiten_act),
         logit_scale=logit_scale,
         dropout=dropout,
     )
+
+
+def _one_per_group(name: str, numbers: object, *, default: int, groups: int) -> list[int]:
+    """Give the default to every group, or check that there is a number for each."""
+    if numbers is None:
+        return [default] * groups
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
+        raise TypeError(f"{name} must be a sequence, one number per group, got {name}={numbers!r}")
+    if len(numbers) != groups:
+        raise ValueError(f"{name} must hold one number per group, {groups}, got {name}={numbers!r}")
+    return list(numbers)
 
 
 def _pairs(widths: object) -> list[tuple[int, int]]:

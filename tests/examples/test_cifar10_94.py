@@ -35,7 +35,7 @@ def read_record(folder):
     return json.loads((folder / "record.json").read_text())
 
 
-@pytest.mark.parametrize("recipe", ["speedrun", "article"])
+@pytest.mark.parametrize("recipe", ["speedrun", "speedrun95", "article"])
 def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     folder = tmp_path / "run"
     arguments = [

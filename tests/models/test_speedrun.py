@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fasttricks.models import speedrun_net, whiten_
+from fasttricks.models import speedrun_net, use_winograd_, whiten_
 
 
 def small(**options):
@@ -29,8 +29,14 @@ def reference(model, x):
     for group in range(3):
         x = F.max_pool2d(F.conv2d(x, w[f"groups.{group}.0.conv.weight"], padding=1), 2)
         x = gelu(norm(x, f"groups.{group}.0.norm"))
-        x = F.conv2d(x, w[f"groups.{group}.1.conv.weight"], padding=1)
-        x = gelu(norm(x, f"groups.{group}.1.norm"))
+        if f"groups.{group}.1.conv.weight" in w:
+            x = F.conv2d(x, w[f"groups.{group}.1.conv.weight"], padding=1)
+            x = gelu(norm(x, f"groups.{group}.1.norm"))
+        else:
+            y = F.conv2d(x, w[f"groups.{group}.1.body.0.conv.weight"], padding=1)
+            y = gelu(norm(y, f"groups.{group}.1.body.0.norm"))
+            y = F.conv2d(y, w[f"groups.{group}.1.body.1.conv.weight"], padding=1)
+            x = gelu(x + norm(y, f"groups.{group}.1.body.1.norm"))
     return x.amax((2, 3)) @ w["head.weight"].T / x.shape[1]
 
 
@@ -47,8 +53,9 @@ def test_ten_classes_have_the_parameters_counted_by_hand():
 
 
 @pytest.mark.parametrize("size", [24, 27, 32])
-def test_forward_is_the_network_written_by_hand(size):
-    model = small().double()
+@pytest.mark.parametrize("depths", [None, (2, 2, 3), (3, 3, 3)])
+def test_forward_is_the_network_written_by_hand(size, depths):
+    model = small(depths=depths).double()
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -131,6 +138,34 @@ def test_a_groups_convolutions_may_differ_in_width_and_kernel():
     assert torch.equal(model.groups[0][1].conv.weight.squeeze(), torch.eye(8))
 
 
+def test_a_third_convolution_starts_as_the_identity_and_follows_its_groups_kernel():
+    model = small(widths=(8, 12, (16, 16)), depths=(2, 3, 3), second_kernel_sizes=(3, 1, 3))
+    plain = small(widths=(8, 12, 16))
+    extra = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters())
+    assert extra == 12 * 12 + 2 * 12 - 8 * 12 * 12 + 9 * 16 * 16 + 2 * 16
+    for group in model.groups[1:]:
+        for block in group[1].body:
+            x = torch.randn(2, block.conv.in_channels, 5, 5)
+            assert torch.equal(block.conv(x), x)
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+
+
+def test_a_third_convolution_may_be_computed_by_winograd():
+    model = small(widths=(8, 64, 64), depths=(2, 3, 3))
+    images, weights = torch.randn(4, 3, 24, 24), torch.randn(4, 10)
+    plain = model(images)
+    (plain * weights).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    assert use_winograd_(model) == 5
+    found = model(images)
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert (gradient - wanted).norm() < 1e-3 * wanted.norm()
+
+
 @pytest.mark.parametrize("widths", [(4,), (4, 6), (4, 6, 8, 10)])
 def test_smallest_image_halves_to_one_pixel_for_any_number_of_groups(widths):
     model = small(widths=widths)
@@ -194,6 +229,15 @@ def test_state_dict_names_are_frozen():
         ({"whiten_channels": 3}, ValueError, "must be even"),
         ({"whiten_channels": 0}, ValueError, "at least 2, got whiten_channels=0"),
         ({"second_kernel_sizes": (1,)}, ValueError, "one number per group, 3, got"),
+        ({"second_kernel_sizes": 3}, TypeError, "a sequence, one number per group, got .*=3"),
+        ({"depths": (2, 3)}, ValueError, "one number per group, 3, got depths=\\(2, 3\\)"),
+        ({"depths": 3}, TypeError, "a sequence, one number per group, got depths=3"),
+        ({"depths": (2, 2, 4)}, ValueError, r"depths\[2\] must be one of 2, 3, got depths\[2\]=4"),
+        (
+            {"depths": (2, 3, 2), "widths": (8, (8, 16), 16)},
+            ValueError,
+            r"one number with depths\[1\]=3, .* got widths\[1\]=\(8, 16\)",
+        ),
         ({"second_kernel_sizes": (2, 3, 3)}, ValueError, "kernel_size must be odd"),
         ({"widths": (8, 0)}, ValueError, r"widths\[1\] must be at least 1, got widths\[1\]=0"),
         ({"widths": (8, 2.5)}, TypeError, r"widths\[1\]=2.5"),
