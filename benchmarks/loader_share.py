@@ -1,4 +1,4 @@
-"""What share of a training step goes to loading and augmentation, for both recipes of the example.
+"""What share of a training step goes to loading and augmentation, for each recipe of the example.
 
     python benchmarks/loader_share.py --data cifar10.npz --output loader_share.json
 
@@ -86,7 +86,8 @@ def main() -> None:
         trainer, loader = recipe.build(plan)
         trainer.model.train()
         last = int(recipe.epochs) - 1
-        epochs = [0, last // 2, last] if name.startswith("speedrun") else [0]
+        grows = any(isinstance(p, ft.ProgressiveResize) for p in loader.pipeline.transforms)
+        epochs = [0, last // 2, last] if grows else [0]
         for epoch in epochs:
             rows.append({"recipe": name, **measure(trainer, loader, epoch, args.steps)})
             print(rows[-1], flush=True)

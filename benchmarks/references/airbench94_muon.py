@@ -105,9 +105,12 @@ def augmented(x_train: torch.Tensor, epochs: int) -> Iterator[torch.Tensor]:
     flip = torch.rand(len(images), device=images.device) < 0.5
     images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
     padded = F.pad(images, (2, 2, 2, 2), "reflect")
+    del images
     for epoch in range(epochs):
         moved = cropped(padded)
-        yield moved.flip(-1) if epoch % 2 else moved
+        if epoch % 2:
+            moved = moved.flip(-1)
+        yield moved
 
 
 def six_views(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -218,6 +221,7 @@ def main(recipe: str, train: Callable[[dict[str, torch.Tensor], str], dict[str, 
     data = {
         name: value.flatten().long() if name[0] == "y" else value for name, value in data.items()
     }
+    torch.backends.cudnn.benchmark = True  # as the originals have it
     torch.manual_seed(args.seed)
     record = {"recipe": recipe, "seed": args.seed, "device": args.device}
     record |= train(data, args.device)

@@ -5,8 +5,9 @@ airbench94_muon comes from that reference. Every number is the published one: gr
 384 channels; 15 epochs of batches of 1024; SGD with a rate of 10 and a decay of 0.0153 for 1024
 images, both for steps that momentum has not enlarged, and 64 times that rate for the biases of the
 norms; a warm-up from a fifth of it within 23 % of the run, then down to 7 %; a lookahead every 5
-updates, ever slower. On a CPU a batch is computed in parts of 512, under bfloat16 autocast if it
-multiplies that.
+updates, ever slower. The original keeps weights and images in float16; here the weights are float32
+under autocast. On a CPU a batch is computed in parts of 512, which changes batch norm's statistics
+only, under bfloat16 autocast if the CPU multiplies that.
 """
 
 from __future__ import annotations

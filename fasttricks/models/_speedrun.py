@@ -73,13 +73,14 @@ class SpeedrunNet(nn.Module):
         self.groups = nn.Sequential()
         before = whiten_channels
         for (first, second), depth, size in zip(widths, depths, second_kernel_sizes, strict=True):
-            group = nn.Sequential(block(before, first, pool="first"))
-            group.append(block(first, second, kernel_size=size))
-            if depth == 3:
+            pieces: list[nn.Module] = [block(before, first, pool="first")]
+            body = block(first, second, kernel_size=size)
+            if depth == 2:
+                pieces.append(body)
+            else:  # the activation comes after the sum
                 last = block(second, second, kernel_size=size, act=nn.Identity)
-                group[1] = Residual(nn.Sequential(group[1], last))
-                group.append(act())
-            self.groups.append(group)
+                pieces += [Residual(nn.Sequential(body, last)), act()]
+            self.groups.append(nn.Sequential(*pieces))
             before = second
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(before, num_classes, bias=False)
@@ -148,11 +149,12 @@ def speedrun_net(
         num_classes: Outputs, at least 1. Default 10.
         in_channels: Channels of the images, at least 1. Default 3.
         widths: Channels of each group, or a pair, of its first and of its second convolution; at
-            least one group. Default (64, 256, 256). A narrow first convolution saves most where
+            least one group. The two must be the same in a group of depth 3. Default
+            (64, 256, 256). A narrow first convolution saves most where
             the map is large, (64, (128, 256), 256) half of the second group's.
         depths: Convolutions of each group, 2 or 3: the third, of the second one's width, ends in a
-            sum with the output of the first, as in airbench96. None is 2 everywhere. A third one in
-            the last group, whose map is smallest, costs least.
+            sum with the output of the first, as in airbench96. None is 2 everywhere. Of one width,
+            a third one costs least in the last group, whose map is smallest.
         second_kernel_sizes: Side of the second kernel of each group and of the third, odd: 1 is
             cheap where the map is large. None is 3 everywhere.
         whiten_channels: Filters of the whitening, even: ``whiten_`` takes the directions that vary
@@ -200,8 +202,8 @@ def speedrun_net(
         check_choice(f"depths[{place}]", depth, (2, 3))
         if depth == 3 and first != second:
             raise ValueError(
-                f"widths[{place}] must be one number with depths[{place}]=3, whose shortcut adds "
-                f"the two, got widths[{place}]={(first, second)}"
+                f"widths[{place}] must be the same for both convolutions with depths[{place}]=3, "
+                f"whose shortcut adds their outputs, got widths[{place}]={(first, second)}"
             )
     if isinstance(whiten_act, str):
         check_choice("whiten_act", whiten_act, ACTIVATIONS)

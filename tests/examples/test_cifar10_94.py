@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10_94.py"
 RUN_FILES = ["curves.png", "history.csv", "model.safetensors", "record.json"]
@@ -61,6 +63,11 @@ def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     assert record["test_accuracy"] > 0.8  # a third by chance
     assert record["test_accuracy_tta"] > 0.8
     assert len(record["history"]) == 6
+    assert record["target"] == (0.95 if recipe == "speedrun95" else 0.94)
+    holes = re.findall(r"Cutout\(size=(\d+)", record["transforms"])
+    assert holes == {"speedrun": [], "speedrun95": ["3"], "article": ["8"]}[recipe]
+    weights = load_file(folder / "model.safetensors")
+    assert ("groups.2.1.body.1.conv.weight" in weights) == (recipe == "speedrun95")
     last = out.splitlines()[-1]
     assert last.startswith(f"colours: accuracy {100 * record['test_accuracy_tta']:.2f} % (1 run")
     assert "s of training on cpu" in last
@@ -98,6 +105,18 @@ def test_compiling_comes_before_the_clock_and_is_said(run, npz, tmp_path):
     assert record["compiled"] == "eager"
     assert record["cuda_graph"] is False
     assert record["precompile_seconds"] > 0
+
+
+@pytest.mark.parametrize("recipe", ["speedrun", "article"])
+def test_images_are_not_mirrored_where_that_is_asked_for(run, npz, tmp_path, recipe):
+    arguments = ["--recipe", recipe, "--data", npz, "--epochs", 1]
+    assert run(*arguments, "--output", tmp_path / "with")[0] == 0
+    assert run(*arguments, "--no-flips", "--output", tmp_path / "without")[0] == 0
+    mirrored, plain = (read_record(tmp_path / name) for name in ("with", "without"))
+    assert "Flip" in mirrored["transforms"]
+    assert "mirror" in mirrored["tta"]
+    assert "Flip" not in plain["transforms"]
+    assert plain["tta"] == "translate"
 
 
 def test_several_runs_are_summed_up(run, npz, tmp_path):
@@ -231,3 +250,4 @@ def test_help_explains_every_argument_with_its_default(run):
     for name in (*options, "device", "precision"):
         entry = out.split(f"\n  --{name} ")[1].split("\n  --")[0]
         assert "default" in entry, name
+    assert "95 for speedrun95" in " ".join(out.split())

@@ -57,9 +57,11 @@ def test_ten_classes_have_the_parameters_counted_by_hand():
 def test_forward_is_the_network_written_by_hand(size, depths):
     model = small(depths=depths).double()
     images = torch.randn(3, 3, size, size, dtype=torch.float64)
-    for module in model.modules():
+    for module in model.modules():  # nothing stays the identity
         if isinstance(module, nn.BatchNorm2d):
             module.bias.data.uniform_(-1, 1)
+        if isinstance(module, nn.Conv2d):
+            module.weight.data.normal_(std=0.1)
     torch.testing.assert_close(model(images), reference(model, images), atol=1e-6, rtol=1e-6)
 
 
@@ -160,6 +162,7 @@ def test_a_third_convolution_may_be_computed_by_winograd():
     assert use_winograd_(model) == 5
     found = model(images)
     (found * weights).sum().backward()
+    assert not torch.equal(found, plain)
     torch.testing.assert_close(found, plain, atol=1e-3, rtol=1e-3)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     for gradient, wanted in zip(gradients, expected, strict=True):
@@ -236,7 +239,7 @@ def test_state_dict_names_are_frozen():
         (
             {"depths": (2, 3, 2), "widths": (8, (8, 16), 16)},
             ValueError,
-            r"one number with depths\[1\]=3, .* got widths\[1\]=\(8, 16\)",
+            r"the same for both .* with depths\[1\]=3, .* got widths\[1\]=\(8, 16\)",
         ),
         ({"second_kernel_sizes": (2, 3, 3)}, ValueError, "kernel_size must be odd"),
         ({"widths": (8, 0)}, ValueError, r"widths\[1\] must be at least 1, got widths\[1\]=0"),
