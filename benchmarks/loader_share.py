@@ -9,7 +9,6 @@ two steps of warm-up.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -19,19 +18,8 @@ import torch
 
 import fasttricks as ft
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "cifar10_94.py"
-
-
-def load_example() -> Any:
-    """Import the example as a module."""
-    spec = importlib.util.spec_from_file_location("cifar10_94", EXAMPLE)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot import {EXAMPLE}")
-    sys.path.insert(0, str(EXAMPLE.parent))  # as for a script, whose folder holds what it imports
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cifar10_94"] = module
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+import cifar10_94
 
 
 def measure(trainer: ft.Trainer, loader: ft.DeviceLoader, epoch: int, steps: int) -> dict[str, Any]:
@@ -66,12 +54,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps a size (default: 10)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    example, device = load_example(), ft.choose_device(args.device)
+    device = ft.choose_device(args.device)
     train, _ = ft.load_data(args.data)
     rows = []
-    for name, recipe in example.RECIPES.items():
+    for name, recipe in cifar10_94.RECIPES.items():
         torch.manual_seed(0)
-        plan = example.Plan(
+        plan = cifar10_94.Plan(
             train,
             flips=True,
             epochs=recipe.epochs,

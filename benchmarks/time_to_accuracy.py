@@ -18,7 +18,6 @@ less time, no accuracy to speak of, but the ratio of the seconds of training.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import resource
 import subprocess
@@ -33,6 +32,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import fasttricks as ft
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+sys.path.insert(0, str(Path(__file__).parent / "references"))
+import airbench95
+import cifar10_94
 
 ROOT = Path(__file__).parents[1]
 PEAK = "peak_memory_bytes_of_the_largest"
@@ -82,22 +86,24 @@ def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str
     }
 
 
+NETWORKS: dict[str, dict[str, Any]] = {  # that of the others is the network of the first speedrun
+    "speedrun95": cifar10_94.NETWORK95,
+    "speedrun95_compiled": cifar10_94.NETWORK95,
+    "airbench95": {"widths": airbench95.WIDTHS},
+}
+
+
 @cache
 def flops_per_image(name: str, size: int) -> float:
     """Operations, forward and backward, of the network on an image, by direct convolutions.
 
     The whitening is frozen, for most of a run with its bias.
     """
-    sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks" / "references")]
-    network = importlib.import_module("cifar10_94").NETWORK95
     if name == "article":
         model: torch.nn.Module = ft.resnet9()
-    elif name == "airbench95":
-        model = ft.speedrun_net(widths=importlib.import_module(name).WIDTHS)
     else:
-        model = ft.speedrun_net(**network if name.startswith("speedrun95") else {})
-    if isinstance(model, ft.models.SpeedrunNet):
-        model.whiten.requires_grad_(False)
+        model = ft.speedrun_net(**NETWORKS.get(name, {}))
+        model.get_submodule("whiten").requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() / 2

@@ -1,4 +1,4 @@
-"""Train on CIFAR-10 to 94 or 95 % and report the accuracy on its test images.
+"""Train on CIFAR-10 towards 94 or 95 % and report the accuracy on its test images.
 
 `speedrun` is the short way to 94 %: a small network with a whitening first layer and identity
 initialisation, Muon on its convolutions, images that grow from 24 to 32 pixels, alternating flips,

@@ -83,6 +83,18 @@ def muon_step(convs: list[nn.Parameter], buffers: list[torch.Tensor], rate: floa
         weight.data.add_(update, alpha=-rate)
 
 
+class Lookahead:
+    """Slow weights and statistics, which the model takes over each time; for airbench95 and E1."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.fast = [value for value in model.state_dict().values() if value.is_floating_point()]
+        self.slow = [value.clone() for value in self.fast]
+
+    def update(self, decay: float) -> None:
+        for slow, fast in zip(self.slow, self.fast, strict=True):
+            fast.copy_(slow.lerp_(fast, 1 - decay))
+
+
 def normalized(images: torch.Tensor) -> torch.Tensor:
     x = (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
     return x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)

@@ -39,16 +39,6 @@ class Net(base.Net):
         return self.head(x.flatten(1)) / 9
 
 
-class Lookahead:
-    def __init__(self, model: nn.Module) -> None:
-        self.fast = [value for value in model.state_dict().values() if value.is_floating_point()]
-        self.slow = [value.clone() for value in self.fast]
-
-    def update(self, decay: float) -> None:
-        for slow, fast in zip(self.slow, self.fast, strict=True):
-            fast.copy_(slow.lerp_(fast, 1 - decay))
-
-
 def rate_factor(step: int, total: int) -> float:
     warmup = int(total * 0.23)
     if step < warmup:
@@ -72,7 +62,7 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         momentum=MOMENTUM,
         nesterov=True,
     )
-    lookahead = Lookahead(model)
+    lookahead = base.Lookahead(model)
     per_epoch = len(x_train) // BATCH
     total, step = EPOCHS * per_epoch, 0
 

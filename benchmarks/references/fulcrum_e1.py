@@ -113,7 +113,7 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
     start = time.perf_counter()
     some = torch.randperm(len(x_train), device=device)[:WHITEN_IMAGES]
     base.whiten(model.whiten, base.normalized(x_train[some]))
-    slow: list[torch.Tensor] = []
+    lookahead: base.Lookahead | None = None
     step, images_by_size = 0, dict.fromkeys(["24", "28", "32"], 0)
     model.train()
     for epoch, epoch_images in enumerate(base.augmented(x_train, math.ceil(EPOCHS))):
@@ -142,19 +142,13 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
             step += 1
             images_by_size[str(size)] += BATCH
             if step == lookahead_start:
-                slow = [value.detach().clone() for value in floats(model)]
-            elif slow and (step - lookahead_start) % LOOKAHEAD_EVERY == 0:
-                for average, value in zip(slow, floats(model), strict=True):
-                    average.lerp_(value, 1 - LOOKAHEAD_DECAY)
-                    value.copy_(average)
+                lookahead = base.Lookahead(model)
+            elif lookahead and (step - lookahead_start) % LOOKAHEAD_EVERY == 0:
+                lookahead.update(LOOKAHEAD_DECAY)
         print(f"epoch {epoch + 1} size {size} {time.perf_counter() - start:.0f} s", flush=True)
     seconds = {"train_seconds": time.perf_counter() - start}
     found = base.accuracies(model, data, autocast)
     return seconds | {"images_by_size": images_by_size} | found
-
-
-def floats(model: nn.Module) -> list[torch.Tensor]:
-    return [value for value in model.state_dict().values() if value.is_floating_point()]
 
 
 if __name__ == "__main__":

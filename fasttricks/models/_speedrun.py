@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -149,9 +150,9 @@ def speedrun_net(
         num_classes: Outputs, at least 1. Default 10.
         in_channels: Channels of the images, at least 1. Default 3.
         widths: Channels of each group, or a pair, of its first and of its second convolution; at
-            least one group. The two must be the same in a group of depth 3. Default
-            (64, 256, 256). A narrow first convolution saves most where
-            the map is large, (64, (128, 256), 256) half of the second group's.
+            least one group. The two must be the same in a group of depth 3. Default (64, 256, 256).
+            A narrow first convolution saves most where the map is large, (64, (128, 256), 256) half
+            of the second group's.
         depths: Convolutions of each group, 2 or 3: the third, of the second one's width, ends in a
             sum with the output of the first, as in airbench96. None is 2 everywhere. Of one width,
             a third one costs least in the last group, whose map is smallest.
@@ -245,21 +246,26 @@ def _one_per_group(name: str, numbers: object, *, default: int, groups: int) -> 
     """Give the default to every group, or check that there is a number for each."""
     if numbers is None:
         return [default] * groups
-    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
-        raise TypeError(f"{name} must be a sequence, one number per group, got {name}={numbers!r}")
-    if len(numbers) != groups:
+    found = _sequence(name, numbers)
+    if len(found) != groups:
         raise ValueError(f"{name} must hold one number per group, {groups}, got {name}={numbers!r}")
-    return list(numbers)
+    return list(found)
+
+
+def _sequence(name: str, value: object) -> Sequence[Any]:
+    """Give the value, or raise if it is no sequence."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(f"{name} must be a sequence, one number per group, got {name}={value!r}")
+    return value
 
 
 def _pairs(widths: object) -> list[tuple[int, int]]:
     """Check the widths and give both of each group."""
-    if not isinstance(widths, Sequence) or isinstance(widths, str):
-        raise TypeError(f"widths must be a sequence, one number per group, got widths={widths!r}")
-    if len(widths) == 0:
+    groups = _sequence("widths", widths)
+    if len(groups) == 0:
         raise ValueError("widths must hold at least 1 group, got widths=()")
     pairs = []
-    for place, width in enumerate(widths):
+    for place, width in enumerate(groups):
         pair = tuple(width) if isinstance(width, tuple | list) else (width, width)
         if len(pair) != 2:
             raise ValueError(
