@@ -142,7 +142,8 @@ class ImageSet:
         """Mean and standard deviation of each channel over all pixels, in units of 0..1.
 
         Computed from each channel's histogram in whole numbers, so neither depends on the order of
-        the images. The deviation is the population's (divided by N·H·W).
+        the images. The deviation is the population's (divided by N·H·W); that of a channel that is
+        the same everywhere is given as 1, so that ``Normalize`` makes it 0 throughout.
 
         Example:
             >>> images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
@@ -163,7 +164,7 @@ def _mean_std_of_channel(pixels: Tensor) -> tuple[float, float]:
     total = sum(value * count for value, count in enumerate(counts))
     squares = sum(value * value * count for value, count in enumerate(counts))
     variance = (squares * number - total * total) / (number * number * 255 * 255)
-    return total / (number * 255), float(variance**0.5)
+    return total / (number * 255), float(variance**0.5) or 1.0
 
 
 def _stratified_order(labels: Tensor, seed: int) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: images [N, C, H, W], targets [N] or [N, num_classes].
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -190,8 +191,9 @@ def clear_gradients(optimizers: Sequence[Optimizer]) -> None:
 
 
 def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> Iterator[Batch]:
-    size = trainer.micro_batch_size or len(images)
-    return zip(images.split(size), targets.split(size), strict=True)
+    """Yield the fewest parts, as even as can be: of a few images batch norm learns nothing."""
+    count = math.ceil(len(images) / (trainer.micro_batch_size or len(images)))
+    return zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
 
 
 def _share_of_processes(images: Tensor) -> Tensor | None:

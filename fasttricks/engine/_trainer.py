@@ -58,8 +58,8 @@ class Trainer:
     """Trains a module on batches of images and targets: mixed precision, schedules, a record.
 
     The step is the one that you would write: forward under autocast, loss in fp32, backward,
-    optimizer, schedule. A batch larger than ``micro_batch_size`` is computed in parts whose
-    gradients add up to those of the whole batch (batch norm sees the parts).
+    optimizer, schedule. A batch larger than ``micro_batch_size`` is computed in parts, as even as
+    can be, whose gradients add up to those of the whole batch (batch norm sees the parts).
 
     Args:
         model: Maps images [N, C, H, W] to logits, already on its device; convolution weights are

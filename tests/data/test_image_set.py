@@ -169,5 +169,13 @@ def test_mean_std_equals_torch_in_double_precision(number, channels, height, wid
     mean, std = ImageSet(images, torch.zeros(number).long(), ("a",), "x").mean_std()
     units = images.double() / 255
     expected_std = units.std(dim=(0, 2, 3), correction=0)
+    expected_std[expected_std == 0] = 1  # a single pixel
     torch.testing.assert_close(torch.tensor(mean, dtype=torch.float64), units.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(torch.tensor(std, dtype=torch.float64), expected_std)
+
+
+def test_a_channel_that_is_the_same_everywhere_has_no_deviation_of_zero():
+    images = torch.tensor([[10, 200], [30, 200]], dtype=torch.uint8).view(2, 2, 1, 1)
+    mean, std = ImageSet(images, torch.zeros(2).long(), ("a",), "opaque").mean_std()
+    assert mean == pytest.approx((20 / 255, 200 / 255))
+    assert std == pytest.approx((10 / 255, 1.0))

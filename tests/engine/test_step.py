@@ -104,6 +104,16 @@ def test_when_memory_runs_out_half_as_much_is_computed_and_nothing_is_lost(error
     assert trainers[0].describe()["micro_batch_size"] == 3
 
 
+@pytest.mark.parametrize(
+    ("images", "most", "parts"),
+    [(10, 4, [4, 3, 3]), (9, 8, [5, 4]), (8, 4, [4, 4]), (3, 5, [3]), (5, 1, [1] * 5)],
+)
+def test_a_batch_is_computed_in_parts_as_even_as_can_be(images, most, parts):
+    model = Limited(make_model(), images)
+    make_trainer(model, micro_batch_size=most).step(make_batches(1, size=images)[0])
+    assert model.sizes == parts
+
+
 def test_a_part_that_fits_stays_whole_until_it_no_longer_does():
     limited = Limited(make_model(), 5)
     trainer = make_trainer(limited)
