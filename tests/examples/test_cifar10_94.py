@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load_file
+
+import fasttricks as ft
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "cifar10_94.py"
 RUN_FILES = ["curves.png", "history.csv", "model.safetensors", "record.json"]
@@ -71,6 +77,64 @@ def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     last = out.splitlines()[-1]
     assert last.startswith(f"colours: accuracy {100 * record['test_accuracy_tta']:.2f} % (1 run")
     assert "s of training on cpu" in last
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example as a module."""
+    monkeypatch.setattr(sys, "path", [str(EXAMPLE.parent), *sys.path])
+    return importlib.import_module(EXAMPLE.stem)
+
+
+def make_plan(example, images, labels, *, batch_size, epochs=4):
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    train = ft.ImageSet(
+        torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), classes, "test"
+    )
+    return example.Plan(train, True, epochs, batch_size, "fp32", "cpu", 0, 94.0, False, False)
+
+
+def average_of(trainer):
+    return next(c for c in trainer.callbacks if isinstance(c, ft.WeightAverage))
+
+
+def test_images_in_the_order_of_their_classes_give_no_other_statistics(example):
+    """Class folders are read class by class, but each batch of the last pass holds every class."""
+    images, labels = coloured_images(2100, 0)
+    order = labels.argsort(kind="stable")
+    plan = make_plan(example, images[order], labels[order], batch_size=105)
+    trainer, _ = example.speedrun(plan)
+    batches = [targets for _, targets in average_of(trainer).batches]
+    assert [len(targets) for targets in batches] == [1000, 1000]  # none of a few images alone
+    for targets in batches:
+        assert torch.bincount(targets).min() > 250
+
+
+@pytest.mark.parametrize(("images", "epochs", "decay"), [(40, 1, 0.0), (320, 2, 0.85)])
+def test_a_run_of_few_updates_averages_over_fewer_of_them(example, images, epochs, decay):
+    plan = make_plan(example, *coloured_images(images, 0), batch_size=16, epochs=epochs)
+    trainer, _ = example.speedrun(plan)
+    assert average_of(trainer).decay == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("side", "translate", "part"), [(12, 1, 768), (32, 2, 768), (64, 4, 192)])
+def test_distances_and_memory_follow_the_size(example, side, translate, part):
+    plan = make_plan(example, *coloured_images(40, 0, side), batch_size=20)
+    trainer, loader = example.speedrun(plan)
+    assert f"RandomTranslate(padding={translate}," in repr(loader.pipeline)
+    assert trainer.micro_batch_size == part
+
+
+def test_a_channel_that_is_the_same_everywhere_is_no_error(run, tmp_path):
+    images, labels = coloured_images(96, 0)
+    images[..., 2] = 0
+    data = tmp_path / "no-blue.npz"
+    np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
+    for recipe in ("speedrun", "article"):
+        options = ["--recipe", recipe, "--epochs", 1, "--output", tmp_path / recipe]
+        code, _, error = run("--data", data, *options)
+        assert (code, error) == (0, "")
+        assert math.isfinite(read_record(tmp_path / recipe)["history"][-1]["loss"])
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(run, npz, tmp_path):
