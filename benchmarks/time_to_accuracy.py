@@ -4,15 +4,20 @@
         --runs speedrun=3 --runs airbench94_muon=1
     python benchmarks/time_to_accuracy.py --data cifar10.npz --output race95 --target 95 \
         --runs speedrun95=1 --runs airbench95=1
+    python benchmarks/time_to_accuracy.py --data gtsrb.npz --output signs --no-flips \
+        --runs speedrun=1 --runs airbench94_muon=1
 
 Writes race/results.json and race/results.md after every run; the same command again goes on with a
-race that was broken off, on the same hardware and versions only. Seconds of training include
-preparation (whitening) and leave evaluation and compilation out, as each contender counts them
-itself; those with six views add the final evaluation; wall seconds are those of the whole process,
-start to end. Operations are those of direct convolutions, however they are computed.
+race that was broken off, with the same hardware, versions, data and settings only. Seconds of
+training include preparation (whitening) and leave evaluation and compilation out, as each contender
+counts them itself; those with six views add the final evaluation; wall seconds are those of the
+whole process, start to end. Operations are those of direct convolutions, however they are computed.
 
 `--images N` trains every contender on N of the training images only, with its usual batch: as much
-less time, no accuracy to speak of, but the ratio of the seconds of training.
+less time, no accuracy to speak of, but the ratio of the seconds of training. On other data than
+CIFAR-10, square colour images (see other_data.py), the references keep all their numbers, and the
+example's batch, translation and average follow the number of images and their size, as for any
+user.
 """
 
 from __future__ import annotations
@@ -43,27 +48,28 @@ PEAK = "peak_memory_bytes_of_the_largest"
 COMPILED = ["--compile", "max-autotune-no-cudagraphs"]
 
 
-def ours(recipe: str, batch_size: int, *options: str) -> list[str]:
-    """Return the command of a recipe of the example; on less data its batch would be smaller."""
-    batch = ["--batch-size", str(batch_size)]
-    return ["examples/cifar10_94.py", "--recipe", recipe, *batch, *options]
-
-
+EXAMPLE = "examples/cifar10_94.py"
 CONTENDERS = {
-    "speedrun": ours("speedrun", 1536),
-    "speedrun_compiled": ours("speedrun", 1536, *COMPILED),
-    "speedrun95": ours("speedrun95", 1536),
-    "speedrun95_compiled": ours("speedrun95", 1536, *COMPILED),
-    "article": ours("article", 512),
+    "speedrun": [EXAMPLE, "--recipe", "speedrun"],
+    "speedrun_compiled": [EXAMPLE, "--recipe", "speedrun", *COMPILED],
+    "speedrun95": [EXAMPLE, "--recipe", "speedrun95"],
+    "speedrun95_compiled": [EXAMPLE, "--recipe", "speedrun95", *COMPILED],
+    "article": [EXAMPLE, "--recipe", "article"],
     "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
     "airbench95": ["benchmarks/references/airbench95.py"],
     "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],
 }
 
 
-def run_contender(name: str, *, data: Path, seed: int, folder: Path) -> dict[str, Any]:
+def run_contender(
+    name: str, *, data: Path, seed: int, folder: Path, usual_batch: bool, flips: bool
+) -> dict[str, Any]:
     """Run one contender with one seed in a process of its own and return what it recorded."""
     command = [sys.executable, *CONTENDERS[name], "--data", str(data), "--seed", str(seed)]
+    command += [] if flips else ["--no-flips"]
+    if usual_batch and EXAMPLE in command:  # which would be smaller for less data
+        recipe = cifar10_94.RECIPES[command[command.index("--recipe") + 1]]
+        command += ["--batch-size", str(recipe.batch_size)]
     start = time.perf_counter()
     subprocess.run([*command, "--output", str(folder)], cwd=ROOT, check=True)
     wall = time.perf_counter() - start
@@ -97,7 +103,7 @@ NETWORKS: dict[str, dict[str, Any]] = {  # that of the others is the network of 
 def flops_per_image(name: str, size: int) -> float:
     """Operations, forward and backward, of the network on an image, by direct convolutions.
 
-    The whitening is frozen, for most of a run with its bias.
+    The whitening is frozen, for most of a run with its bias. Counted for ten classes.
     """
     if name == "article":
         model: torch.nn.Module = ft.resnet9()
@@ -125,15 +131,14 @@ def smaller(data: Path, images: int, folder: Path) -> Path:
     return path
 
 
-def previous_race(path: Path, images: int | None) -> tuple[list[dict[str, Any]], int]:
+def previous_race(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Return the rows and the peak memory of a race that was broken off."""
     if not path.exists():
         return [], 0
     report = json.loads(path.read_text())
     here = ft.describe_environment(report["results"][0]["device"])
     different = [key for key in here if report[key] != here[key]]
-    if report.get("images") != images:
-        different.append("images")
+    different += [key for key in settings if report.get(key, settings[key]) != settings[key]]
     if different:
         raise SystemExit(f"{path} was measured with other {' and '.join(different)}: move it away")
     return report["results"], report[PEAK]
@@ -168,12 +173,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as an .npz")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="CIFAR-10, or the like, as an .npz"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument(
         "--runs", action="append", metavar="NAME=N", help=f"one of {', '.join(CONTENDERS)}"
     )
     parser.add_argument("--images", type=int, help="training images (default: all)")
+    parser.add_argument("--no-flips", action="store_true", help="mirror nothing: signs, letters")
     parser.add_argument("--first-seed", type=int, default=0, help="of each (default: 0)")
     parser.add_argument("--target", type=float, default=94.0, help="percent (default: 94)")
     args = parser.parse_args()
@@ -182,7 +190,8 @@ def main() -> None:
         if name not in CONTENDERS or not count.isdecimal():
             parser.error(f"--runs must be NAME=N with one of {', '.join(CONTENDERS)}, got {name!r}")
     output, data = args.output.resolve(), args.data.resolve()
-    results, peak = previous_race(output / "results.json", args.images)
+    settings = {"data": data.name, "images": args.images, "flips": not args.no_flips}
+    results, peak = previous_race(output / "results.json", settings)
     if args.images is not None:
         if args.images < 2000:  # a batch of the largest
             parser.error(f"--images must be at least 2000, got {args.images}")
@@ -193,10 +202,19 @@ def main() -> None:
         for name, count in wanted:
             if run < int(count) and (name, seed) not in done:
                 folder = output / name / f"seed-{seed}"
-                results.append(run_contender(name, data=data, seed=seed, folder=folder))
+                results.append(
+                    run_contender(
+                        name,
+                        data=data,
+                        seed=seed,
+                        folder=folder,
+                        usual_batch=args.images is not None,
+                        flips=not args.no_flips,
+                    )
+                )
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
                 peak = max(peak, 1024 * usage.ru_maxrss)
-                report = {"images": args.images, "results": results, PEAK: peak}
+                report = {**settings, "results": results, PEAK: peak}
                 ft.write_json(
                     output / "results.json", report | ft.describe_environment(results[-1]["device"])
                 )

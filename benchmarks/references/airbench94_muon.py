@@ -5,6 +5,9 @@ published one: 8 epochs of batches of 2000, rates 0.053 (biases), 0.67 (head) an
 fall to 0, label smoothing 0.2, translation by 2, alternating flips, and six views at the end. On a
 CPU a batch is computed in parts of 500, which changes batch norm's statistics only, under bfloat16
 autocast if the CPU multiplies that.
+
+The recipe is untouched on other data: it takes any number of classes, any square images that
+survive its pools, the mean and deviation of the training images, and no mirrors with `--no-flips`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,60 @@ from torch import nn
 
 EPOCHS, BATCH, PART = 8, 2000, 500
 BIAS_RATE, HEAD_RATE, MUON_RATE = 0.053, 0.67, 0.24
-MEAN = torch.tensor([0.4914, 0.4822, 0.4465])
-STD = torch.tensor([0.2470, 0.2435, 0.2616])
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images [N, H, W, 3], uint8, and labels, on the device; and whether a mirror image is right.
+
+    The mean and the deviation are those of each channel, from 0 to 1, of the training images, to
+    four places: for CIFAR-10, the constants of the original.
+    """
+
+    x_train: torch.Tensor
+    y_train: torch.Tensor
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    flips: bool
+
+    @property
+    def classes(self) -> int:
+        return int(self.y_train.max()) + 1
+
+    @property
+    def side(self) -> int:
+        return self.x_train.shape[1]
+
+    def normalized(self, images: torch.Tensor) -> torch.Tensor:
+        x = (images.float() / 255 - self.mean) / self.std
+        return x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
+
+
+def load(path: str, device: str, *, flips: bool) -> Data:
+    with np.load(path) as file:
+        x_train, x_test = (torch.from_numpy(file[f"x_{part}"]) for part in ("train", "test"))
+        labels = [torch.from_numpy(file[f"y_{part}"]) for part in ("train", "test")]
+    y_train, y_test = (values.flatten().long().to(device) for values in labels)
+    x_train, x_test = x_train.to(device), x_test.to(device)
+    shape = tuple(x_train.shape)
+    if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
+        raise SystemExit(f"x_train must hold square images [N, H, W, 3], got shape {shape}")
+    values = torch.arange(256, dtype=torch.float64, device=device) / 255
+    counts = torch.stack([c.bincount(minlength=256) for c in x_train.flatten(0, 2).unbind(1)])
+    shares = counts.double() / counts[0].sum()
+    mean, square = shares @ values, shares @ values**2
+    mean, std = mean.round(decimals=4), (square - mean**2).sqrt().round(decimals=4)
+    std[std == 0] = 1
+    return Data(x_train, y_train, x_test, y_test, mean.float(), std.float(), flips)
+
+
+def batches_per_epoch(data: Data, batch: int) -> int:
+    count = len(data.x_train) // batch
+    if count == 0:
+        raise SystemExit(f"expected a batch of {batch} training images, got {len(data.x_train)}")
+    return count
 
 
 class Group(nn.Module):
@@ -45,16 +101,17 @@ class Group(nn.Module):
 
 
 class Net(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
         self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
-        self.head = nn.Linear(256, 10, bias=False)
+        self.head = nn.Linear(256, classes, bias=False)
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(self.groups(F.gelu(self.whiten(x))), 3)
+        x = self.groups(F.gelu(self.whiten(x)))
+        x = F.max_pool2d(x, x.shape[2:])  # 3 x 3 where the images are of 32 x 32
         return self.head(x.flatten(1)) / 256
 
 
@@ -95,42 +152,46 @@ class Lookahead:
             fast.copy_(slow.lerp_(fast, 1 - decay))
 
 
-def normalized(images: torch.Tensor) -> torch.Tensor:
-    x = (images.float() / 255 - MEAN.to(images.device)) / STD.to(images.device)
-    return x.permute(0, 3, 1, 2).to(memory_format=torch.channels_last)
-
-
 def cropped(padded: torch.Tensor) -> torch.Tensor:
-    """Cut a window of 32 x 32 out of each image of 36 x 36, one of the 25 places at random."""
+    """Cut a window out of each image, 4 pixels smaller, one of the 25 places at random."""
+    side = padded.shape[-1] - 4
     shifts = torch.randint(5, (len(padded), 2), device=padded.device)
-    out = torch.empty_like(padded[:, :, :32, :32])
+    out = torch.empty_like(padded[:, :, :side, :side])
     for y in range(5):
         for x in range(5):
             here = (shifts[:, 0] == y) & (shifts[:, 1] == x)
-            out[here] = padded[here, :, y : y + 32, x : x + 32]
+            out[here] = padded[here, :, y : y + side, x : x + side]
     return out
 
 
-def augmented(x_train: torch.Tensor, epochs: int) -> Iterator[torch.Tensor]:
+def augmented(data: Data, epochs: int) -> Iterator[torch.Tensor]:
     """Yield each epoch's images: moved at random, and all flipped every other epoch."""
-    images = normalized(x_train)
-    flip = torch.rand(len(images), device=images.device) < 0.5
-    images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
+    images = data.normalized(data.x_train)
+    if data.flips:
+        flip = torch.rand(len(images), device=images.device) < 0.5
+        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
     padded = F.pad(images, (2, 2, 2, 2), "reflect")
     del images
     for epoch in range(epochs):
         moved = cropped(padded)
-        if epoch % 2:
+        if data.flips and epoch % 2:
             moved = moved.flip(-1)
         yield moved
 
 
-def six_views(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def six_views(model: nn.Module, images: torch.Tensor, *, flips: bool) -> torch.Tensor:
+    """Average the logits of an image and of two moved by a pixel, and of the mirrors of the three.
+
+    Three views, where mirrors are wrong.
+    """
+
     def both(x: torch.Tensor) -> torch.Tensor:
+        if not flips:
+            return model(x).float()
         return 0.5 * model(x).float() + 0.5 * model(x.flip(-1)).float()
 
-    padded = F.pad(images, (1, 1, 1, 1), "reflect")
-    moved = both(padded[:, :, :32, :32]) + both(padded[:, :, 2:, 2:])
+    padded, side = F.pad(images, (1, 1, 1, 1), "reflect"), images.shape[-1]
+    moved = both(padded[:, :, :side, :side]) + both(padded[:, :, 2:, 2:])
     return 0.5 * both(images) + 0.25 * moved
 
 
@@ -147,11 +208,11 @@ def mixed_precision(device: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.float16)
 
 
-def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
+def train(data: Data, device: str) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", mixed_precision(device)
-    x_train, y_train = data["x_train"], data["y_train"]
-    model = Net().to(device, memory_format=torch.channels_last)
+    x_train, y_train = data.x_train, data.y_train
+    model = Net(data.classes).to(device, memory_format=torch.channels_last)
     convs = [p for p in model.parameters() if p.ndim == 4 and p.requires_grad]
     buffers = [torch.zeros_like(conv) for conv in convs]
     norms = [p for name, p in model.named_parameters() if "norm" in name and p.requires_grad]
@@ -163,15 +224,15 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         momentum=0.85,
         nesterov=True,
     )
-    per_epoch = len(x_train) // BATCH
+    per_epoch = batches_per_epoch(data, BATCH)
     total, whiten_total = EPOCHS * per_epoch, 3 * per_epoch
 
     start = time.perf_counter()
     some = torch.randperm(len(x_train), device=device)[:5000]
-    whiten(model.whiten, normalized(x_train[some]))
+    whiten(model.whiten, data.normalized(x_train[some]))
     step = 0
     model.train()
-    for epoch, epoch_images in enumerate(augmented(x_train, EPOCHS)):
+    for epoch, epoch_images in enumerate(augmented(data, EPOCHS)):
         order = torch.randperm(len(x_train), device=device)
         loss_sum = torch.zeros((), device=device)
         for index in order[: per_epoch * BATCH].split(BATCH):
@@ -198,45 +259,40 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         mean = loss_sum.item() / (per_epoch * BATCH)
         print(f"epoch {epoch + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
     seconds = {"train_seconds": time.perf_counter() - start}
-    return seconds | {"images_by_size": {"32": step * BATCH}} | accuracies(model, data, autocast)
+    images_by_size = {str(data.side): step * BATCH}
+    return seconds | {"images_by_size": images_by_size} | accuracies(model, data, autocast)
 
 
-def accuracies(
-    model: nn.Module, data: dict[str, torch.Tensor], autocast: torch.autocast
-) -> dict[str, float]:
+def accuracies(model: nn.Module, data: Data, autocast: torch.autocast) -> dict[str, float]:
     """Return the test accuracy of one view and of six, and the seconds of the six."""
     model.eval()
     with torch.no_grad(), autocast:
-        tests = [normalized(part) for part in data["x_test"].split(1000)]
+        tests = [data.normalized(part) for part in data.x_test.split(1000)]
         plain = torch.cat([model(x).float() for x in tests])
         start = time.perf_counter()
-        views = torch.cat([six_views(model, x) for x in tests])
-        labels = data["y_test"]
-        right = (views.argmax(1) == labels).double().mean().item()
+        views = torch.cat([six_views(model, x, flips=data.flips) for x in tests])
+        right = (views.argmax(1) == data.y_test).double().mean().item()
     return {
         "tta_seconds": time.perf_counter() - start,
-        "test_accuracy": (plain.argmax(1) == labels).double().mean().item(),
+        "test_accuracy": (plain.argmax(1) == data.y_test).double().mean().item(),
         "test_accuracy_tta": right,
     }
 
 
-def main(recipe: str, train: Callable[[dict[str, torch.Tensor], str], dict[str, Any]]) -> None:
+def main(recipe: str, train: Callable[[Data, str], dict[str, Any]]) -> None:
     """Run a reference with the arguments of the command line."""
-    parser = argparse.ArgumentParser(description=f"Train on CIFAR-10 by the recipe of {recipe}.")
-    parser.add_argument("--data", required=True, help="CIFAR-10 as an .npz")
+    parser = argparse.ArgumentParser(description=f"Train by the recipe of {recipe}.")
+    parser.add_argument("--data", required=True, help="CIFAR-10, or the like, as an .npz")
     parser.add_argument("--output", type=Path, required=True, help="folder for record.json")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-flips", action="store_true", help="mirror nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    with np.load(args.data) as file:
-        data = {name: torch.from_numpy(file[name]).to(args.device) for name in file.files}
-    data = {
-        name: value.flatten().long() if name[0] == "y" else value for name, value in data.items()
-    }
+    data = load(args.data, args.device, flips=not args.no_flips)
     torch.backends.cudnn.benchmark = True  # as the originals have it
     torch.manual_seed(args.seed)
     record = {"recipe": recipe, "seed": args.seed, "device": args.device}
-    record |= train(data, args.device)
+    record |= {"flips": data.flips, **train(data, args.device)}
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))

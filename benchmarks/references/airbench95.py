@@ -27,15 +27,16 @@ RATE, BIAS_RATE, DECAY = 10 / KILOSTEP, 64 * 10 / KILOSTEP, 0.0153 * BATCH / KIL
 
 
 class Net(base.Net):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
         nn.init.zeros_(self.whiten.bias)
         widths = (24, *WIDTHS)
         self.groups = nn.Sequential(*(base.Group(*widths[i : i + 2]) for i in range(3)))
-        self.head = nn.Linear(WIDTHS[-1], 10, bias=False)
+        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.max_pool2d(self.groups(F.gelu(self.whiten(x))), 3)
+        x = self.groups(F.gelu(self.whiten(x)))
+        x = F.max_pool2d(x, x.shape[2:])
         return self.head(x.flatten(1)) / 9
 
 
@@ -46,11 +47,11 @@ def rate_factor(step: int, total: int) -> float:
     return 1 - 0.93 * (step - warmup) / (total - warmup)
 
 
-def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
+def train(data: base.Data, device: str) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
-    x_train, y_train = data["x_train"], data["y_train"]
-    model = Net().to(device, memory_format=torch.channels_last)
+    x_train, y_train = data.x_train, data.y_train
+    model = Net(data.classes).to(device, memory_format=torch.channels_last)
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [[p for name, p in trainable if ("norm" in name) == norm] for norm in (True, False)]
     rates = [BIAS_RATE, RATE]
@@ -63,13 +64,13 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         nesterov=True,
     )
     lookahead = base.Lookahead(model)
-    per_epoch = len(x_train) // BATCH
+    per_epoch = base.batches_per_epoch(data, BATCH)
     total, step = EPOCHS * per_epoch, 0
 
     start = time.perf_counter()
-    base.whiten(model.whiten, base.normalized(x_train[:5000]))
+    base.whiten(model.whiten, data.normalized(x_train[:5000]))
     model.train()
-    for epoch, images in enumerate(base.augmented(x_train, EPOCHS)):
+    for epoch, images in enumerate(base.augmented(data, EPOCHS)):
         model.whiten.bias.requires_grad_(epoch < WHITEN_EPOCHS)
         order = torch.randperm(len(x_train), device=device)
         loss_sum = torch.zeros((), device=device)
@@ -94,9 +95,8 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         print(f"epoch {epoch + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
     lookahead.update(1.0)
     seconds = {"train_seconds": time.perf_counter() - start}
-    return (
-        seconds | {"images_by_size": {"32": step * BATCH}} | base.accuracies(model, data, autocast)
-    )
+    images_by_size = {str(data.side): step * BATCH}
+    return seconds | {"images_by_size": images_by_size} | base.accuracies(model, data, autocast)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SGD_MOMENTUM, MUON_MOMENTUM, WEIGHT_DECAY = 0.825, 0.655, 1.0418e-6 * BATCH
 LABEL_SMOOTHING, SHIFT, SCALE, NORM_MOMENTUM = 0.09, 0.1399, 0.1308, 1 - 0.5566
 WHITEN_EPOCHS, WHITEN_IMAGES = 0.2, 960
 LOOKAHEAD_DECAY, LOOKAHEAD_EVERY, LOOKAHEAD_BEFORE = 0.7, 4, 8
-SIZES = [24] * 3 + [28] * 3  # then 32
+SIZES = [0.75] * 3 + [0.875] * 3  # of the side, then all of it
 
 
 class Group(base.Group):
@@ -42,8 +42,8 @@ class Group(base.Group):
 
 
 class Net(base.Net):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
         self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,11 +91,11 @@ def jittered(x: torch.Tensor) -> torch.Tensor:
     return (x + shift) * (1 + scale)
 
 
-def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
+def train(data: base.Data, device: str) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
-    x_train, y_train = data["x_train"], data["y_train"]
-    model = Net().to(device, memory_format=torch.channels_last)
+    x_train, y_train = data.x_train, data.y_train
+    model = Net(data.classes).to(device, memory_format=torch.channels_last)
     muon = Muon([p for p in model.parameters() if p.ndim == 4 and p.requires_grad])
     norms = [p for name, p in model.named_parameters() if "norm" in name and p.requires_grad]
     rates = [BIAS_RATE, BIAS_RATE, HEAD_RATE]
@@ -105,25 +105,26 @@ def train(data: dict[str, torch.Tensor], device: str) -> dict[str, Any]:
         momentum=SGD_MOMENTUM,
         nesterov=True,
     )
-    per_epoch = len(x_train) // BATCH
+    per_epoch = base.batches_per_epoch(data, BATCH)
     total, decay_end = round(EPOCHS * per_epoch), round(DECAY_EPOCHS * per_epoch)
     whiten_total = max(1, round(WHITEN_EPOCHS * per_epoch))
     lookahead_start = decay_end - LOOKAHEAD_BEFORE
 
     start = time.perf_counter()
     some = torch.randperm(len(x_train), device=device)[:WHITEN_IMAGES]
-    base.whiten(model.whiten, base.normalized(x_train[some]))
+    base.whiten(model.whiten, data.normalized(x_train[some]))
     lookahead: base.Lookahead | None = None
-    step, images_by_size = 0, dict.fromkeys(["24", "28", "32"], 0)
+    sizes = [round(share * data.side) for share in SIZES]
+    step, images_by_size = 0, {str(size): 0 for size in [*sizes, data.side]}
     model.train()
-    for epoch, epoch_images in enumerate(base.augmented(x_train, math.ceil(EPOCHS))):
-        size = SIZES[epoch] if epoch < len(SIZES) else 32
+    for epoch, epoch_images in enumerate(base.augmented(data, math.ceil(EPOCHS))):
+        size = sizes[epoch] if epoch < len(sizes) else data.side
         order = torch.randperm(len(x_train), device=device)
         for index in order[: per_epoch * BATCH].split(BATCH)[: total - step]:
             model.whiten.bias.requires_grad_(step < whiten_total)
             for part in index.split(PART if on_cpu else BATCH):
                 x = jittered(epoch_images[part])
-                if size < 32:
+                if size < data.side:
                     x = F.interpolate(x, size=(size, size), mode="bilinear")
                 x = x.to(memory_format=torch.channels_last)
                 with autocast:

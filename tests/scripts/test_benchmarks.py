@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -21,10 +25,14 @@ def path(monkeypatch):
 
 def test_loader_share_measures_every_recipe_at_every_size(path, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (3 * 1536, 16, 16, 3)).astype("u1")
+    images = rng.integers(0, 256, (3 * 64, 32, 32, 3)).astype("u1")
     labels = np.arange(len(images)) % 10
     data, output = tmp_path / "noise.npz", tmp_path / "share.json"
     np.savez(data, x_train=images, y_train=labels, x_test=images[:10], y_test=labels[:10])
+    sys.path.insert(0, str(FOLDER.parent / "examples"))
+    example = importlib.import_module("cifar10_94")
+    recipes = {name: replace(recipe, batch_size=64) for name, recipe in example.RECIPES.items()}
+    monkeypatch.setattr(example, "RECIPES", recipes)
     script = str(FOLDER / "loader_share.py")
     options = ["--data", data, "--output", output, "--steps", 1, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
@@ -34,14 +42,45 @@ def test_loader_share_measures_every_recipe_at_every_size(path, tmp_path, monkey
         name: [r["image_size"] for r in rows if r["recipe"] == name]
         for name in ("speedrun", "speedrun95", "article")
     }
-    assert sizes == {"speedrun": [12, 14, 16], "speedrun95": [12, 14, 16], "article": [16]}
+    assert sizes == {"speedrun": [24, 28, 32], "speedrun95": [24, 28, 32], "article": [32]}
     assert all(0 < row["loading_share"] < 1 for row in rows)
 
 
-def test_a_race_counts_the_operations_of_every_contender(path):
+@pytest.fixture
+def race(path):
     spec = importlib.util.spec_from_file_location("race", FOLDER / "time_to_accuracy.py")
     race = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(race)
+    return race
+
+
+def test_a_race_passes_on_what_it_was_asked(race, tmp_path, monkeypatch):
+    record = {"seed": 3, "test_accuracy": 0.5, "test_accuracy_tta": 0.6, "device": "cpu"}
+    record |= {"images_by_size": {"32": 10}, "train_seconds": 2.0, "tta_seconds": 1.0}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    commands = []
+    monkeypatch.setattr(race.subprocess, "run", lambda command, **_: commands.append(command))
+    for name in ("speedrun", "airbench94_muon"):
+        for own in (True, False):
+            choices = {"usual_batch": own, "flips": own}
+            race.run_contender(name, data=Path("x.npz"), seed=3, folder=tmp_path, **choices)
+    batches = [c[c.index("--batch-size") + 1] if "--batch-size" in c else None for c in commands]
+    assert batches == ["1536", None, None, None]
+    assert ["--no-flips" in command for command in commands] == [False, True] * 2
+    assert all(command[command.index("--data") + 1] == "x.npz" for command in commands)
+
+
+def test_a_race_goes_on_with_the_same_settings_only(race, tmp_path):
+    path = tmp_path / "results.json"
+    row = {"device": "cpu"}
+    report = {"data": "a.npz", "flips": True, "results": [row], race.PEAK: 5}
+    path.write_text(json.dumps(report | race.ft.describe_environment("cpu")))
+    assert race.previous_race(path, {"data": "a.npz", "flips": True}) == ([row], 5)
+    with pytest.raises(SystemExit, match="other flips: move it away"):
+        race.previous_race(path, {"data": "a.npz", "flips": False})
+
+
+def test_a_race_counts_the_operations_of_every_contender(race):
     found = {name: race.flops_per_image(name, 32) for name in race.CONTENDERS}
     # Multiply-adds of a forward pass by hand, where the maps have 31, 15, 7 and 3 pixels a side.
     widths, sides = {"speedrun": (64, 256, 256), "airbench95": (128, 384, 384)}, (31, 15, 7, 3)
@@ -57,3 +96,130 @@ def test_a_race_counts_the_operations_of_every_contender(path):
     assert found["speedrun"] == found["speedrun_compiled"]
     assert found["airbench95"] > found["speedrun95"] == found["speedrun95_compiled"]
     assert found["speedrun95"] > found["speedrun"]
+
+
+@pytest.fixture
+def reference(path, monkeypatch):
+    """Returns a reference as a module, whose batches and epochs are few and small."""
+
+    def load(name):
+        sys.path.insert(0, str(FOLDER / "references"))
+        module = importlib.import_module(name)
+        short = {"BATCH": 20, "PART": 10, "EPOCHS": 2, "DECAY_EPOCHS": 1, "SIZES": [0.75]}
+        for constant, value in (short | {"LOOKAHEAD_BEFORE": 1}).items():
+            if hasattr(module, constant):
+                monkeypatch.setattr(module, constant, value)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize("flips", [True, False])
+@pytest.mark.parametrize("name", ["airbench94_muon", "airbench95", "fulcrum_e1"])
+def test_a_reference_takes_other_data(reference, tmp_path, name, flips):
+    module, base = reference(name), reference("airbench94_muon")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 200, (60, 24, 24, 3)).astype("u1")
+    images[..., 0] //= 2
+    labels = np.arange(60) % 7
+    data = tmp_path / "noise.npz"
+    np.savez(data, x_train=images[:50], y_train=labels[:50], x_test=images[50:], y_test=labels[50:])
+    loaded = base.load(str(data), "cpu", flips=flips)
+    channels = loaded.normalized(loaded.x_train).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(channels.mean(1), torch.zeros(3), rtol=0, atol=5e-4)
+    torch.testing.assert_close(channels.std(1, correction=0), torch.ones(3), rtol=0, atol=5e-4)
+    assert module.Net(loaded.classes).head.out_features == 7
+    found = module.train(loaded, "cpu")
+    sizes = {"18": 40, "24": 40} if name == "fulcrum_e1" else {"24": 80}
+    assert found["images_by_size"] == sizes
+
+
+def test_where_mirrors_are_wrong_a_reference_shows_none(reference):
+    base = reference("airbench94_muon")
+    images = torch.zeros(8, 24, 24, 3, dtype=torch.uint8)
+    images[:, :, :8] = 255  # bright at the left, more than a translation of 2 pixels can hide
+    labels = torch.zeros(8, dtype=torch.long)
+    moments = torch.zeros(3), torch.ones(3)
+    for flips in (True, False):
+        torch.manual_seed(0)
+        data = base.Data(images, labels, images, labels, *moments, flips)
+        epochs = [moved[:, 0].mean(1) for moved in base.augmented(data, 2)]
+        at_the_left = torch.stack([x[:, :5].mean(1) > x[:, -5:].mean(1) for x in epochs])
+        assert at_the_left.all() == (not flips)
+        assert (at_the_left[0] != at_the_left[1]).all() == flips  # each the other way next time
+
+
+def test_a_reference_averages_an_image_and_its_neighbours(reference):
+    base = reference("airbench94_muon")
+    weights, images = torch.randn(32, 32), torch.randn(2, 1, 32, 32)
+
+    def model(x):
+        return (x * weights).sum((2, 3))
+
+    wide = torch.nn.functional.pad(images, (1,) * 4, "reflect")
+    views = [(images, 0.5), (wide[..., :32, :32], 0.25), (wide[..., 2:, 2:], 0.25)]
+    three = sum(share * model(x) for x, share in views)
+    mirrored = sum(share * model(x.flip(3)) for x, share in views)
+    torch.testing.assert_close(base.six_views(model, images, flips=False), three)
+    torch.testing.assert_close(base.six_views(model, images, flips=True), (three + mirrored) / 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((40, 8, 9, 3), r"square.*\(40, 8, 9, 3\)"), ((12, 24, 24, 3), "a batch of 20.*got 12")],
+)
+def test_a_reference_says_which_images_it_takes(reference, tmp_path, shape, message):
+    data, images = tmp_path / "images.npz", np.zeros(shape, "u1")
+    np.savez(data, x_train=images, y_train=range(len(images)), x_test=images[:1], y_test=[0])
+    module, base = reference("fulcrum_e1"), reference("airbench94_muon")
+    with pytest.raises(SystemExit, match=message):
+        module.train(base.load(str(data), "cpu", flips=True), "cpu")
+
+
+def test_a_channel_that_is_the_same_everywhere_stays_finite(reference, tmp_path):
+    base, images = reference("airbench94_muon"), np.zeros((4, 8, 8, 3), "u1")
+    images[::2, ..., 0] = 255
+    np.savez(tmp_path / "x.npz", x_train=images, y_train=range(4), x_test=images, y_test=range(4))
+    data = base.load(str(tmp_path / "x.npz"), "cpu", flips=True)
+    assert data.normalized(data.x_train)[:, :, 0, 0].tolist() == [[1, 0, 0], [-1, 0, 0]] * 2
+
+
+def test_other_data_is_read_from_class_folders(tmp_path, monkeypatch):
+    source, output = tmp_path / "pets", tmp_path / "pets.npz"
+    for part, count in (("train", 5), ("val", 2)):
+        for label, name in enumerate(("cat", "dog", "eel")):
+            folder = source / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = (20 + i, 30 - i)
+                Image.new("RGB", size, (100 * label, i, 0)).save(folder / f"{i}.png")
+    script = str(FOLDER / "other_data.py")
+    options = [source, "--size", 12, "--classes", 2, "--images", 7, "--output", output]
+    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
+    runpy.run_path(script, run_name="__main__")
+    with np.load(output) as found:
+        assert found["x_train"].shape == (7, 12, 12, 3)
+        assert found["x_test"].shape == (4, 12, 12, 3)
+        for part in ("train", "test"):
+            assert found[f"x_{part}"].dtype == np.uint8
+            assert (found[f"x_{part}"][:, 0, 0, 0] == 100 * found[f"y_{part}"]).all()
+        seen = {(int(red), int(green)) for red, green in found["x_train"][:, 0, 0, :2]}
+        assert len(seen) == 7  # no image twice
+
+
+@pytest.mark.parametrize("source", ["nosuch", "ImageFolder"])
+def test_other_data_names_what_it_does_not_know(tmp_path, monkeypatch, source):
+    script = str(FOLDER / "other_data.py")
+    monkeypatch.setattr(sys, "argv", [script, source, "--output", str(tmp_path / "x.npz")])
+    with pytest.raises(SystemExit, match=source):
+        runpy.run_path(script, run_name="__main__")
+
+
+def test_other_data_refuses_classes_that_differ(tmp_path, monkeypatch):
+    for folder in ("train/cat", "train/dog", "test/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+    script = str(FOLDER / "other_data.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--output", str(tmp_path / "x.npz")])
+    with pytest.raises(SystemExit, match="same classes.*cat"):
+        runpy.run_path(script, run_name="__main__")
