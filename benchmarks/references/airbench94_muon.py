@@ -61,10 +61,9 @@ class Data:
 
 def load(path: str, device: str, *, flips: bool) -> Data:
     with np.load(path) as file:
-        x_train, x_test = (torch.from_numpy(file[f"x_{part}"]) for part in ("train", "test"))
-        labels = [torch.from_numpy(file[f"y_{part}"]) for part in ("train", "test")]
-    y_train, y_test = (values.flatten().long().to(device) for values in labels)
-    x_train, x_test = x_train.to(device), x_test.to(device)
+        names = ("x_train", "y_train", "x_test", "y_test")
+        x_train, y_train, x_test, y_test = (torch.from_numpy(file[n]).to(device) for n in names)
+    y_train, y_test = y_train.flatten().long(), y_test.flatten().long()
     shape = tuple(x_train.shape)
     if len(shape) != 4 or shape[1] != shape[2] or shape[3] != 3:
         raise SystemExit(f"x_train must hold square images [N, H, W, 3], got shape {shape}")
@@ -101,6 +100,8 @@ class Group(nn.Module):
 
 
 class Net(nn.Module):
+    logit_divisor = 256
+
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
@@ -112,7 +113,7 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.groups(F.gelu(self.whiten(x)))
         x = F.max_pool2d(x, x.shape[2:])  # 3 x 3 where the images are of 32 x 32
-        return self.head(x.flatten(1)) / 256
+        return self.head(x.flatten(1)) / self.logit_divisor
 
 
 def whiten(conv: nn.Conv2d, images: torch.Tensor) -> None:

@@ -27,17 +27,14 @@ RATE, BIAS_RATE, DECAY = 10 / KILOSTEP, 64 * 10 / KILOSTEP, 0.0153 * BATCH / KIL
 
 
 class Net(base.Net):
+    logit_divisor = 9
+
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         nn.init.zeros_(self.whiten.bias)
         widths = (24, *WIDTHS)
         self.groups = nn.Sequential(*(base.Group(*widths[i : i + 2]) for i in range(3)))
         self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.groups(F.gelu(self.whiten(x)))
-        x = F.max_pool2d(x, x.shape[2:])
-        return self.head(x.flatten(1)) / 9
 
 
 def rate_factor(step: int, total: int) -> float:

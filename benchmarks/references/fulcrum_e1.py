@@ -48,7 +48,7 @@ class Net(base.Net):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.groups(F.gelu(self.whiten(x)))
-        return self.head(x.flatten(2).amax(2)) / 256
+        return self.head(x.flatten(2).amax(2)) / self.logit_divisor
 
 
 def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,19 @@ def path(monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])  # the scripts add what they import
 
 
-def test_loader_share_measures_every_recipe_at_every_size(path, tmp_path, monkeypatch):
+@pytest.fixture
+def run(path, monkeypatch):
+    """Runs a script with arguments."""
+
+    def run(name, *arguments):
+        script = str(FOLDER / name)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(script, run_name="__main__")
+
+    return run
+
+
+def test_loader_share_measures_every_recipe_at_every_size(run, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3 * 64, 32, 32, 3)).astype("u1")
     labels = np.arange(len(images)) % 10
@@ -33,10 +45,8 @@ def test_loader_share_measures_every_recipe_at_every_size(path, tmp_path, monkey
     example = importlib.import_module("cifar10_94")
     recipes = {name: replace(recipe, batch_size=64) for name, recipe in example.RECIPES.items()}
     monkeypatch.setattr(example, "RECIPES", recipes)
-    script = str(FOLDER / "loader_share.py")
     options = ["--data", data, "--output", output, "--steps", 1, "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-    runpy.run_path(script, run_name="__main__")
+    run("loader_share.py", *options)
     rows = json.loads(output.read_text())["rows"]
     sizes = {
         name: [r["image_size"] for r in rows if r["recipe"] == name]
@@ -184,7 +194,7 @@ def test_a_channel_that_is_the_same_everywhere_stays_finite(reference, tmp_path)
     assert data.normalized(data.x_train)[:, :, 0, 0].tolist() == [[1, 0, 0], [-1, 0, 0]] * 2
 
 
-def test_other_data_is_read_from_class_folders(tmp_path, monkeypatch):
+def test_other_data_is_read_from_class_folders(run, tmp_path):
     source, output = tmp_path / "pets", tmp_path / "pets.npz"
     for part, count in (("train", 5), ("val", 2)):
         for label, name in enumerate(("cat", "dog", "eel")):
@@ -193,10 +203,8 @@ def test_other_data_is_read_from_class_folders(tmp_path, monkeypatch):
             for i in range(count):
                 size = (20 + i, 30 - i)
                 Image.new("RGB", size, (100 * label, i, 0)).save(folder / f"{i}.png")
-    script = str(FOLDER / "other_data.py")
-    options = [source, "--size", 12, "--classes", 2, "--images", 7, "--output", output]
-    monkeypatch.setattr(sys, "argv", [script, *map(str, options)])
-    runpy.run_path(script, run_name="__main__")
+    options = ["--size", 12, "--classes", 2, "--images", 7, "--output", output]
+    run("other_data.py", source, *options)
     with np.load(output) as found:
         assert found["x_train"].shape == (7, 12, 12, 3)
         assert found["x_test"].shape == (4, 12, 12, 3)
@@ -208,18 +216,14 @@ def test_other_data_is_read_from_class_folders(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("source", ["nosuch", "ImageFolder"])
-def test_other_data_names_what_it_does_not_know(tmp_path, monkeypatch, source):
-    script = str(FOLDER / "other_data.py")
-    monkeypatch.setattr(sys, "argv", [script, source, "--output", str(tmp_path / "x.npz")])
+def test_other_data_names_what_it_does_not_know(run, tmp_path, source):
     with pytest.raises(SystemExit, match=source):
-        runpy.run_path(script, run_name="__main__")
+        run("other_data.py", source, "--output", tmp_path / "x.npz")
 
 
-def test_other_data_refuses_classes_that_differ(tmp_path, monkeypatch):
+def test_other_data_refuses_classes_that_differ(run, tmp_path):
     for folder in ("train/cat", "train/dog", "test/dog"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
-    script = str(FOLDER / "other_data.py")
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--output", str(tmp_path / "x.npz")])
     with pytest.raises(SystemExit, match="same classes.*cat"):
-        runpy.run_path(script, run_name="__main__")
+        run("other_data.py", tmp_path, "--output", tmp_path / "x.npz")
