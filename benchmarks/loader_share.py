@@ -64,12 +64,12 @@ def main() -> None:
             flips=True,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
-            precision="auto",
             device=device,
             seed=0,
             target=recipe.target,
             resume=False,
             compile=False,
+            switches={"precision": "auto"},
         )
         trainer, loader = recipe.build(plan)
         trainer.model.train()

@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,14 @@ class Group(nn.Module):
 
 
 class Net(nn.Module):
-    logit_divisor = 256
+    group, widths, logit_divisor = Group, (64, 256, 256), 256
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self.whiten = nn.Conv2d(3, 24, 2)
         self.whiten.weight.requires_grad_(False)
-        self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
-        self.head = nn.Linear(256, classes, bias=False)
+        self.groups = nn.Sequential(*(self.group(*pair) for pair in pairwise((24, *self.widths))))
+        self.head = nn.Linear(self.widths[-1], classes, bias=False)
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,7 +143,7 @@ def muon_step(convs: list[nn.Parameter], buffers: list[torch.Tensor], rate: floa
 
 
 class Lookahead:
-    """Slow weights and statistics, which the model takes over each time; for airbench95 and E1."""
+    """Slow weights and statistics, which the model takes over each time; not for airbench94."""
 
     def __init__(self, model: nn.Module) -> None:
         self.fast = [value for value in model.state_dict().values() if value.is_floating_point()]
@@ -153,30 +154,42 @@ class Lookahead:
             fast.copy_(slow.lerp_(fast, 1 - decay))
 
 
-def cropped(padded: torch.Tensor) -> torch.Tensor:
-    """Cut a window out of each image, 4 pixels smaller, one of the 25 places at random."""
-    side = padded.shape[-1] - 4
-    shifts = torch.randint(5, (len(padded), 2), device=padded.device)
+def cropped(padded: torch.Tensor, reach: int) -> torch.Tensor:
+    """Cut a window out of each image, twice the reach smaller, at a place of its own at random."""
+    places, side = 2 * reach + 1, padded.shape[-1] - 2 * reach
+    shifts = torch.randint(places, (len(padded), 2), device=padded.device)
     out = torch.empty_like(padded[:, :, :side, :side])
-    for y in range(5):
-        for x in range(5):
-            here = (shifts[:, 0] == y) & (shifts[:, 1] == x)
-            out[here] = padded[here, :, y : y + side, x : x + side]
+    for y, x in product(range(places), repeat=2):
+        here = (shifts[:, 0] == y) & (shifts[:, 1] == x)
+        out[here] = padded[here, :, y : y + side, x : x + side]
     return out
 
 
-def augmented(data: Data, epochs: int) -> Iterator[torch.Tensor]:
+def cut_out_(images: torch.Tensor, size: int) -> None:
+    """Set a square of each image to 0, in place, wholly inside, at a place of its own."""
+    side = images.shape[-1]
+    corners = torch.randint(side - size + 1, (len(images), 2, 1), device=images.device)
+    past = torch.arange(side, device=images.device) - corners
+    rows, columns = ((past >= 0) & (past < size)).unbind(1)
+    images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def augmented(
+    data: Data, epochs: int, *, reach: int = 2, cutout: int = 0
+) -> Iterator[torch.Tensor]:
     """Yield each epoch's images: moved at random, and all flipped every other epoch."""
     images = data.normalized(data.x_train)
     if data.flips:
         flip = torch.rand(len(images), device=images.device) < 0.5
         images = torch.where(flip.view(-1, 1, 1, 1), images.flip(-1), images)
-    padded = F.pad(images, (2, 2, 2, 2), "reflect")
+    padded = F.pad(images, (reach, reach, reach, reach), "reflect")
     del images
     for epoch in range(epochs):
-        moved = cropped(padded)
+        moved = cropped(padded, reach)
         if data.flips and epoch % 2:
             moved = moved.flip(-1)
+        if cutout:
+            cut_out_(moved, cutout)
         yield moved
 
 

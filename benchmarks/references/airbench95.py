@@ -13,6 +13,7 @@ only, under bfloat16 autocast if the CPU multiplies that.
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import airbench94_muon as base
@@ -22,26 +23,43 @@ from torch import nn
 
 EPOCHS, BATCH, PART, WIDTHS = 15, 1024, 512, (128, 384, 384)
 MOMENTUM, LABEL_SMOOTHING, WHITEN_EPOCHS, LOOKAHEAD_EVERY = 0.85, 0.2, 3, 5
-KILOSTEP = 1024 * (1 + 1 / (1 - MOMENTUM))
-RATE, BIAS_RATE, DECAY = 10 / KILOSTEP, 64 * 10 / KILOSTEP, 0.0153 * BATCH / KILOSTEP
+RATE, DECAY = 10, 0.0153  # for 1024 images and steps without momentum
 
 
 class Net(base.Net):
-    logit_divisor = 9
+    widths, logit_divisor = WIDTHS, 9
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
         nn.init.zeros_(self.whiten.bias)
-        widths = (24, *WIDTHS)
-        self.groups = nn.Sequential(*(base.Group(*widths[i : i + 2]) for i in range(3)))
-        self.head = nn.Linear(WIDTHS[-1], classes, bias=False)
+        self.head.reset_parameters()
 
 
-def rate_factor(step: int, total: int) -> float:
-    warmup = int(total * 0.23)
+def sgd_for(model: Net, rate: float, decay: float) -> torch.optim.SGD:
+    """Return SGD for sums over a batch, at a rate and a decay given for 1024 images."""
+    kilostep = 1024 * (1 + 1 / (1 - MOMENTUM))
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [[p for name, p in trainable if ("norm" in name) == norm] for norm in (True, False)]
+    rates = [64 * rate / kilostep, rate / kilostep]
+    return torch.optim.SGD(
+        [
+            {"params": params, "lr": lr, "weight_decay": decay * BATCH / kilostep / lr}
+            for params, lr in zip(groups, rates, strict=True)
+        ],
+        momentum=MOMENTUM,
+        nesterov=True,
+    )
+
+
+def rate_factor(step: int, total: int, *, warmup_share: float, last: float) -> float:
+    warmup = int(total * warmup_share)
     if step < warmup:
         return 0.2 + 0.8 * step / warmup
-    return 1 - 0.93 * (step - warmup) / (total - warmup)
+    return 1 - (1 - last) * (step - warmup) / (total - warmup)
+
+
+def lookahead_decay(step: int, total: int) -> float:
+    return 0.95**LOOKAHEAD_EVERY * (step / total) ** 3
 
 
 def train(data: base.Data, device: str) -> dict[str, Any]:
@@ -49,20 +67,12 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
     x_train, y_train = data.x_train, data.y_train
     model = Net(data.classes).to(device, memory_format=torch.channels_last)
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [[p for name, p in trainable if ("norm" in name) == norm] for norm in (True, False)]
-    rates = [BIAS_RATE, RATE]
-    sgd = torch.optim.SGD(
-        [
-            {"params": params, "lr": rate, "weight_decay": DECAY / rate}
-            for params, rate in zip(groups, rates, strict=True)
-        ],
-        momentum=MOMENTUM,
-        nesterov=True,
-    )
+    sgd = sgd_for(model, RATE, DECAY)
     lookahead = base.Lookahead(model)
     per_epoch = base.batches_per_epoch(data, BATCH)
     total, step = EPOCHS * per_epoch, 0
+    factor = partial(rate_factor, total=total, warmup_share=0.23, last=0.07)
+    schedule = torch.optim.lr_scheduler.LambdaLR(sgd, factor)
 
     start = time.perf_counter()
     base.whiten(model.whiten, data.normalized(x_train[:5000]))
@@ -81,13 +91,12 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
                 )
                 loss.backward()
                 loss_sum += loss.detach()
-            for group, rate in zip(sgd.param_groups, rates, strict=True):
-                group["lr"] = rate * rate_factor(step, total)
             sgd.step()
+            schedule.step()
             model.zero_grad(set_to_none=True)
             step += 1
             if step % LOOKAHEAD_EVERY == 0:
-                lookahead.update(0.95**5 * (step / total) ** 3)
+                lookahead.update(lookahead_decay(step, total))
         mean = loss_sum.item() / (per_epoch * BATCH)
         print(f"epoch {epoch + 1} loss {mean:.4f} {time.perf_counter() - start:.0f} s", flush=True)
     lookahead.update(1.0)

@@ -42,9 +42,7 @@ class Group(base.Group):
 
 
 class Net(base.Net):
-    def __init__(self, classes: int) -> None:
-        super().__init__(classes)
-        self.groups = nn.Sequential(Group(24, 64), Group(64, 256), Group(256, 256))
+    group = Group
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.groups(F.gelu(self.whiten(x)))

@@ -43,7 +43,7 @@ def read_record(folder):
     return json.loads((folder / "record.json").read_text())
 
 
-@pytest.mark.parametrize("recipe", ["speedrun", "speedrun95", "article"])
+@pytest.mark.parametrize("recipe", ["speedrun", "speedrun95", "speedrun96", "article"])
 def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     folder = tmp_path / "run"
     arguments = [
@@ -69,11 +69,14 @@ def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     assert record["test_accuracy"] > 0.8  # a third by chance
     assert record["test_accuracy_tta"] > 0.8
     assert len(record["history"]) == 6
-    assert record["target"] == (0.95 if recipe == "speedrun95" else 0.94)
+    assert record["target"] == {"speedrun95": 0.95, "speedrun96": 0.96}.get(recipe, 0.94)
     holes = re.findall(r"Cutout\(size=(\d+)", record["transforms"])
-    assert holes == {"speedrun": [], "speedrun95": ["3"], "article": ["8"]}[recipe]
+    assert holes == {"speedrun95": ["3"], "speedrun96": ["4"], "article": ["8"]}.get(recipe, [])
+    moves = re.findall(r"RandomTranslate\(padding=(\d+)", record["transforms"])
+    assert moves == ["2" if recipe == "speedrun96" else "4" if recipe == "article" else "1"]
     weights = load_file(folder / "model.safetensors")
-    assert ("groups.2.1.body.1.conv.weight" in weights) == (recipe == "speedrun95")
+    thirds = [i for i in range(3) if f"groups.{i}.1.body.1.conv.weight" in weights]
+    assert thirds == {"speedrun95": [2], "speedrun96": [1, 2]}.get(recipe, [])
     last = out.splitlines()[-1]
     assert last.startswith(f"colours: accuracy {100 * record['test_accuracy_tta']:.2f} % (1 run")
     assert "s of training on cpu" in last
@@ -91,7 +94,8 @@ def make_plan(example, images, labels, *, batch_size, epochs=4):
     train = ft.ImageSet(
         torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), classes, "test"
     )
-    return example.Plan(train, True, epochs, batch_size, "fp32", "cpu", 0, 94.0, False, False)
+    rest = ("cpu", 0, 94.0, False, False, {"precision": "fp32"})
+    return example.Plan(train, True, epochs, batch_size, *rest)
 
 
 def average_of(trainer):
@@ -314,4 +318,4 @@ def test_help_explains_every_argument_with_its_default(run):
     for name in (*options, "device", "precision"):
         entry = out.split(f"\n  --{name} ")[1].split("\n  --")[0]
         assert "default" in entry, name
-    assert "95 for speedrun95" in " ".join(out.split())
+    assert "95 for speedrun95, 96 for speedrun96" in " ".join(out.split())

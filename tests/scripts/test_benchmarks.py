@@ -49,10 +49,9 @@ def test_loader_share_measures_every_recipe_at_every_size(run, tmp_path, monkeyp
     run("loader_share.py", *options)
     rows = json.loads(output.read_text())["rows"]
     sizes = {
-        name: [r["image_size"] for r in rows if r["recipe"] == name]
-        for name in ("speedrun", "speedrun95", "article")
+        name: [r["image_size"] for r in rows if r["recipe"] == name] for name in example.RECIPES
     }
-    assert sizes == {"speedrun": [24, 28, 32], "speedrun95": [24, 28, 32], "article": [32]}
+    assert sizes == {name: [32] if name == "article" else [24, 28, 32] for name in sizes}
     assert all(0 < row["loading_share"] < 1 for row in rows)
 
 
@@ -105,6 +104,7 @@ def test_a_race_counts_the_operations_of_every_contender(race):
     assert found["speedrun"] == found["airbench94_muon"] == found["fulcrum_e1"]
     assert found["speedrun"] == found["speedrun_compiled"]
     assert found["airbench95"] > found["speedrun95"] == found["speedrun95_compiled"]
+    assert found["airbench96_faster"] > found["speedrun96"] > found["airbench95"]
     assert found["speedrun95"] > found["speedrun"]
 
 
@@ -115,7 +115,14 @@ def reference(path, monkeypatch):
     def load(name):
         sys.path.insert(0, str(FOLDER / "references"))
         module = importlib.import_module(name)
-        short = {"BATCH": 20, "PART": 10, "EPOCHS": 2, "DECAY_EPOCHS": 1, "SIZES": [0.75]}
+        short = {
+            "BATCH": 20,
+            "PART": 10,
+            "CHOSEN": 7,
+            "EPOCHS": 2,
+            "DECAY_EPOCHS": 1,
+            "SIZES": [0.75],
+        }
         for constant, value in (short | {"LOOKAHEAD_BEFORE": 1}).items():
             if hasattr(module, constant):
                 monkeypatch.setattr(module, constant, value)
@@ -125,7 +132,9 @@ def reference(path, monkeypatch):
 
 
 @pytest.mark.parametrize("flips", [True, False])
-@pytest.mark.parametrize("name", ["airbench94_muon", "airbench95", "fulcrum_e1"])
+@pytest.mark.parametrize(
+    "name", ["airbench94_muon", "airbench95", "airbench96_faster", "fulcrum_e1"]
+)
 def test_a_reference_takes_other_data(reference, tmp_path, name, flips):
     module, base = reference(name), reference("airbench94_muon")
     rng = np.random.default_rng(0)
@@ -140,8 +149,8 @@ def test_a_reference_takes_other_data(reference, tmp_path, name, flips):
     torch.testing.assert_close(channels.std(1, correction=0), torch.ones(3), rtol=0, atol=5e-4)
     assert module.Net(loaded.classes).head.out_features == 7
     found = module.train(loaded, "cpu")
-    sizes = {"18": 40, "24": 40} if name == "fulcrum_e1" else {"24": 80}
-    assert found["images_by_size"] == sizes
+    sizes = {"fulcrum_e1": {"18": 40, "24": 40}, "airbench96_faster": {"24": 28}}
+    assert found["images_by_size"] == sizes.get(name, {"24": 80})
 
 
 def test_where_mirrors_are_wrong_a_reference_shows_none(reference):
@@ -157,6 +166,20 @@ def test_where_mirrors_are_wrong_a_reference_shows_none(reference):
         at_the_left = torch.stack([x[:, :5].mean(1) > x[:, -5:].mean(1) for x in epochs])
         assert at_the_left.all() == (not flips)
         assert (at_the_left[0] != at_the_left[1]).all() == flips  # each the other way next time
+
+
+def test_a_reference_cuts_a_square_out_of_each_image_anywhere_inside(reference):
+    base = reference("airbench94_muon")
+    images = torch.ones(4000, 3, 9, 9)
+    torch.manual_seed(0)
+    base.cut_out_(images, 5)
+    hole = images == 0
+    assert (hole.any((1, 3)).sum(1) == 5).all()
+    assert (hole.any((1, 2)).sum(1) == 5).all()
+    assert (hole.sum((1, 2, 3)) == 3 * 25).all()
+    corners = hole[:, 0].flatten(1).int().argmax(1).bincount(minlength=81).view(9, 9)
+    assert (corners[:5, :5] > 100).all()  # 160 of the 4,000, give or take 13
+    assert corners[:5, :5].sum() == 4000
 
 
 def test_a_reference_averages_an_image_and_its_neighbours(reference):
