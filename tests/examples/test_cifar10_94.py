@@ -46,13 +46,14 @@ def read_record(folder):
 @pytest.mark.parametrize("recipe", ["speedrun", "speedrun95", "speedrun96", "article"])
 def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     folder = tmp_path / "run"
+    epochs = 3 if recipe == "speedrun96" else 6  # its updates are slow
     arguments = [
         "--recipe",
         recipe,
         "--data",
         npz,
         "--epochs",
-        6,
+        epochs,
         "--output",
         folder,
         "--device",
@@ -64,11 +65,11 @@ def test_a_run_learns_and_writes_its_folder(run, npz, tmp_path, recipe):
     record = read_record(folder)
     assert record["dataset"] == "colours"
     assert record["dataset_size"] == {"train": 96, "test": 30}
-    assert (record["device"], record["seed"], record["epochs"]) == ("cpu", 0, 6)
+    assert (record["device"], record["seed"], record["epochs"]) == ("cpu", 0, epochs)
     assert record["train_seconds"] > 0
     assert record["test_accuracy"] > 0.8  # a third by chance
     assert record["test_accuracy_tta"] > 0.8
-    assert len(record["history"]) == 6
+    assert len(record["history"]) == epochs
     assert record["target"] == {"speedrun95": 0.95, "speedrun96": 0.96}.get(recipe, 0.94)
     holes = re.findall(r"Cutout\(size=(\d+)", record["transforms"])
     assert holes == {"speedrun95": ["3"], "speedrun96": ["4"], "article": ["8"]}.get(recipe, [])
