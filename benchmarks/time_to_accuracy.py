@@ -28,12 +28,15 @@ import resource
 import subprocess
 import sys
 import time
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fasttricks as ft
@@ -49,18 +52,48 @@ PEAK = "peak_memory_bytes_of_the_largest"
 COMPILED = ["--compile", "max-autotune-no-cudagraphs"]
 
 
-EXAMPLE = "examples/cifar10_94.py"
+@dataclass(frozen=True)
+class Contender:
+    """A script with its arguments, and the network that it trains.
+
+    Args:
+        command: The script, from the root of the repository, and arguments.
+        network: Makes the network, to count its operations.
+        batch_size: Its usual batch, if the script takes a smaller one of less data.
+    """
+
+    command: list[str]
+    network: Callable[[], nn.Module] = ft.speedrun_net
+    batch_size: int | None = None
+
+
+def ours(
+    recipe: str, *options: str, network: Callable[[], nn.Module] = ft.speedrun_net
+) -> Contender:
+    command = ["examples/cifar10_94.py", "--recipe", recipe, *options]
+    return Contender(command, network, cifar10_94.RECIPES[recipe].batch_size)
+
+
+def reference(name: str, **network: Any) -> Contender:
+    return Contender([f"benchmarks/references/{name}.py"], partial(ft.speedrun_net, **network))
+
+
+NETWORK95 = partial(ft.speedrun_net, **cifar10_94.NETWORK95)
+NETWORK96 = partial(ft.speedrun_net, **cifar10_94.NETWORK96)
 CONTENDERS = {
-    "speedrun": [EXAMPLE, "--recipe", "speedrun"],
-    "speedrun_compiled": [EXAMPLE, "--recipe", "speedrun", *COMPILED],
-    "speedrun95": [EXAMPLE, "--recipe", "speedrun95"],
-    "speedrun95_compiled": [EXAMPLE, "--recipe", "speedrun95", *COMPILED],
-    "speedrun96": [EXAMPLE, "--recipe", "speedrun96"],
-    "article": [EXAMPLE, "--recipe", "article"],
-    "airbench94_muon": ["benchmarks/references/airbench94_muon.py"],
-    "airbench95": ["benchmarks/references/airbench95.py"],
-    "airbench96_faster": ["benchmarks/references/airbench96_faster.py"],
-    "fulcrum_e1": ["benchmarks/references/fulcrum_e1.py"],
+    "speedrun": ours("speedrun"),
+    "speedrun_compiled": ours("speedrun", *COMPILED),
+    "speedrun95": ours("speedrun95", network=NETWORK95),
+    "speedrun95_compiled": ours("speedrun95", *COMPILED, network=NETWORK95),
+    "speedrun96": ours("speedrun96", network=NETWORK96),
+    "speedrun96_compiled": ours("speedrun96", *COMPILED, network=NETWORK96),
+    "article": ours("article", network=ft.resnet9),
+    "airbench94_muon": reference("airbench94_muon"),
+    "airbench95": reference("airbench95", widths=airbench95.WIDTHS),
+    "airbench96_faster": reference(
+        "airbench96_faster", widths=airbench96_faster.WIDTHS, depths=(3, 3, 3)
+    ),
+    "fulcrum_e1": reference("fulcrum_e1"),
 }
 
 
@@ -68,11 +101,11 @@ def run_contender(
     name: str, *, data: Path, seed: int, folder: Path, usual_batch: bool, flips: bool
 ) -> dict[str, Any]:
     """Run one contender with one seed in a process of its own and return what it recorded."""
-    command = [sys.executable, *CONTENDERS[name], "--data", str(data), "--seed", str(seed)]
+    contender = CONTENDERS[name]
+    command = [sys.executable, *contender.command, "--data", str(data), "--seed", str(seed)]
     command += [] if flips else ["--no-flips"]
-    if usual_batch and EXAMPLE in command:  # which would be smaller for less data
-        recipe = cifar10_94.RECIPES[command[command.index("--recipe") + 1]]
-        command += ["--batch-size", str(recipe.batch_size)]
+    if usual_batch and contender.batch_size is not None:
+        command += ["--batch-size", str(contender.batch_size)]
     start = time.perf_counter()
     subprocess.run([*command, "--output", str(folder)], cwd=ROOT, check=True)
     wall = time.perf_counter() - start
@@ -95,15 +128,6 @@ def run_contender(
     }
 
 
-NETWORKS: dict[str, dict[str, Any]] = {  # that of the others is the network of the first speedrun
-    "speedrun95": cifar10_94.NETWORK95,
-    "speedrun95_compiled": cifar10_94.NETWORK95,
-    "speedrun96": cifar10_94.NETWORK96,
-    "airbench95": {"widths": airbench95.WIDTHS},
-    "airbench96_faster": {"widths": airbench96_faster.WIDTHS, "depths": (3, 3, 3)},
-}
-
-
 @cache
 def flops_per_image(name: str, size: int) -> float:
     """Operations, forward and backward, of the network on an image, by direct convolutions.
@@ -111,11 +135,9 @@ def flops_per_image(name: str, size: int) -> float:
     The whitening is frozen, for most of a run with its bias. Counted for ten classes, and for the
     images that it is trained on: airbench96_faster's proxy, some 3 % more, is left out.
     """
-    if name == "article":
-        model: torch.nn.Module = ft.resnet9()
-    else:
-        model = ft.speedrun_net(**NETWORKS.get(name, {}))
-        model.get_submodule("whiten").requires_grad_(False)
+    model = CONTENDERS[name].network()
+    for part, parameter in model.named_parameters():
+        parameter.requires_grad_(not part.startswith("whiten."))
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 3, size, size)).sum().backward()
     return counter.get_total_flops() / 2
