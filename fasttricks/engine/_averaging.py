@@ -5,6 +5,7 @@ parameters and batch-norm statistics alike:
 
     average <- decay * average + (1 - decay) * weights
 
+Other buffers, which may be counts, indices or masks, are the model's own at the last such move.
 They differ in when this happens, in the decay, and in what the model takes back.
 """
 
@@ -40,7 +41,7 @@ class _Average(Callback):
 
     def start(self, model: nn.Module) -> None:
         """Begin from the model's weights, or from the state that was loaded before."""
-        self.average = AveragedModel(model, use_buffers=True)
+        self.average = AveragedModel(model)
         if self._loaded is not None:
             self.average.load_state_dict(self._loaded)
             self._loaded = None
@@ -91,7 +92,12 @@ class _Average(Callback):
     def _move_towards(self, model: nn.Module, decay: float) -> None:
         average = self._started()
         average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        statistics, new = _statistics(average.module), _statistics(model)
+        if statistics and average.n_averaged > 0:  # the first are taken as they are
+            new = list(torch._foreach_lerp(statistics, new, 1 - decay))
         average.update_parameters(model)
+        for kept, value in zip(statistics, new, strict=True):
+            kept.copy_(value)
 
 
 class WeightAverage(_Average):
@@ -294,6 +300,12 @@ class StochasticWeightAverage(_Average):
             self.update(trainer.model)
         if done == total:
             self.hand_over(trainer.model, precision=trainer.precision)
+
+
+def _statistics(model: nn.Module) -> list[Tensor]:
+    """Return the running means and variances of the norms."""
+    names = ("running_mean", "running_var")
+    return [x for name, x in model.named_buffers() if name.rpartition(".")[2] in names]
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

@@ -211,6 +211,39 @@ def test_swa_is_the_plain_mean_of_the_weights_at_the_ends_of_epochs(epochs, star
         torch.testing.assert_close(value, expected.float(), rtol=1e-5, atol=1e-7)
 
 
+class Marked(nn.Module):
+    """Has buffers that no mean may touch: indices, a mask of infinities, a count."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = make_model()
+        self.register_buffer("indices", torch.arange(2000))
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.layers(x)
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        WeightAverage(decay=0.95),
+        Lookahead(every=2),
+        StochasticWeightAverage(None, start_fraction=0),
+    ],
+    ids=lambda average: type(average).__name__,
+)
+def test_only_weights_and_statistics_are_averaged(average):
+    model = Marked()
+    expected = Marked().state_dict()
+    make_trainer(model, average).fit(make_batches(), 3)
+    assert torch.equal(model.indices, expected["indices"])
+    assert torch.equal(model.mask, expected["mask"])
+    assert model.calls == model.layers[1].num_batches_tracked == 12
+
+
 @pytest.mark.parametrize(
     "make", [StochasticWeightAverage, lambda batches: WeightAverage(decay=0.5, batches=batches)]
 )
