@@ -51,11 +51,31 @@ def save_checkpoint(trainer: Trainer, path: Path | str, *loaders: object) -> Non
     """Write a trainer's state to the folder ``path``, whole or not at all.
 
     With several processes all must call it; the first one writes, after which all go on.
+
+    Raises:
+        ValueError: If an optimizer has a parameter of neither the model nor the loss, which nothing
+            would keep.
     """
+    check_parameters(trainer)
     states = gather(random_states())
     if rank() == 0:
         _write(trainer, Path(path), loaders, states)
     wait_for_all()
+
+
+def check_parameters(trainer: Trainer) -> None:
+    """Raise a ValueError if a parameter is trained that a checkpoint would not hold."""
+    owners = [one for one in (trainer.model, trainer.loss) if isinstance(one, nn.Module)]
+    kept = {parameter for owner in owners for parameter in owner.parameters()}
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter not in kept:
+                    raise ValueError(
+                        "optimizer must train parameters of the model or of the loss where there "
+                        f"are checkpoints, got another one of shape {tuple(parameter.shape)}; make "
+                        "it a parameter of either"
+                    )
 
 
 def _write(
@@ -71,6 +91,7 @@ def _write(
     tensors: dict[str, Tensor] = {}
     state = {
         "extra_state": {name: value for name, value in entries.items() if name not in model},
+        "loss": _state_of(trainer.loss),
         "counts": {
             name: getattr(trainer, name) for name in (*_COUNTS, *_FIT_COUNTS, "micro_batch_size")
         },
@@ -147,6 +168,8 @@ class Checkpoint:
         self.check(trainer)
         try:
             trainer.model.load_state_dict(self.model)
+            if self.state["loss"] and isinstance(trainer.loss, nn.Module):
+                trainer.loss.load_state_dict(self.state["loss"])
             for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
                 _load_optimizer(optimizer, state)
             for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
@@ -264,6 +287,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         sums = packed.pop("sha256")
         model, tensors = (_read_tensors(path / name, sums[name]) for name in _TENSORS)
         state = {name: unpack(packed[name], tensors) for name in _ENTRIES}
+        state["loss"] = unpack(packed.get("loss"), tensors)  # older ones have none
         return Checkpoint(path, {**model, **state["extra_state"]}, state)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path / _STATE} is damaged: {error!r}") from error
@@ -286,8 +310,11 @@ def find_checkpoints(folder: Path | str) -> list[Path]:
     """Return the checkpoints in a folder, in the order of their epochs."""
     folder = Path(folder)
     entries = list(folder.iterdir()) if folder.is_dir() else []
-    numbered = [(match, entry) for entry in entries if (match := _NAME.fullmatch(entry.name))]
-    return [entry for _, entry in sorted((int(match[1]), entry) for match, entry in numbered)]
+    return sorted((one for one in entries if _NAME.fullmatch(one.name)), key=_epoch_of)
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("epoch-"))
 
 
 @dataclass
@@ -311,13 +338,20 @@ class CheckpointFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"checkpoints must be a folder, got the file {self.folder}")
 
-    def start(self, *, resumed: bool) -> None:
+    def start(self, resumed: Checkpoint | None) -> None:
         """Refuse to mix two runs, and remove what an earlier process left unfinished."""
         found = find_checkpoints(self.folder)
-        if found and not resumed:
+        if found and resumed is None:
             raise ValueError(
                 f"checkpoints must be a folder without any of another run, got {self.folder} with "
                 f"{found[-1].name}; pass resume=True to go on, or another folder"
+            )
+        epoch = 0 if resumed is None else len(resumed.state["history"])
+        if found and _epoch_of(found[-1]) > epoch:
+            raise ValueError(
+                f"checkpoints must be a folder without any later than epoch {epoch}, from which "
+                f"the run goes on, got {self.folder} with {found[-1].name}; pass another folder, "
+                "or move the later ones away"
             )
         wait_for_all()
         if rank() == 0 and self.folder.is_dir():
@@ -326,30 +360,18 @@ class CheckpointFolder:
                     shutil.rmtree(entry, ignore_errors=True)
 
     def epoch_ended(self, trainer: Trainer, *loaders: object) -> None:
-        """Write a checkpoint if it is time, and remove the oldest.
-
-        Raises:
-            FloatingPointError: If the weights are not finite: nothing could go on from them.
-        """
+        """Write a checkpoint if it is time, and remove the oldest."""
         epoch = len(trainer.history)
         is_last = trainer.stop or trainer.batches_done >= trainer.total_steps
         run_epoch = -(-trainer.batches_done // trainer.steps_per_epoch)
         if run_epoch % self.every and not is_last:
             return
-        if not all_finite(trainer.model):
-            raise FloatingPointError(trainer.fault("the weights are no longer finite"))
         path = self.folder / f"epoch-{epoch:04d}"
         save_checkpoint(trainer, path, *loaders)
         trainer.last_checkpoint = path
         if rank() == 0:
             for old in find_checkpoints(self.folder)[: -self.keep]:
                 remove_folder(old)
-
-
-def all_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite."""
-    values = [p.detach().isfinite().all() for p in model.parameters() if p.is_floating_point()]
-    return not values or bool(torch.stack(values).all())
 
 
 def choose_resume(resume: bool | Path | str, store: CheckpointFolder | None) -> Checkpoint | None:

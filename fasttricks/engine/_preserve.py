@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._precision import Precision
+from fasttricks.engine._random import generators_of
 
 Undo = Callable[[], None]
 
@@ -136,12 +137,7 @@ def _keep_random_states(loader: object) -> list[Undo]:
         numpy_random = sys.modules["numpy"].random
         numpy_state = numpy_random.get_state()
         undo.append(lambda: numpy_random.set_state(numpy_state))
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    for owner in (loader, *samplers):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator):
-            undo.append(_keep_generator(generator))
-    return undo
+    return undo + [_keep_generator(generator) for generator in generators_of(loader)]
 
 
 def _keep_generator(generator: torch.Generator) -> Undo:

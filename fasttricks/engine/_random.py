@@ -45,7 +45,7 @@ def loader_place(loader: object) -> dict[str, Any]:
         place["state"] = loader.state_dict()
     if hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
         place["epoch"] = loader.epoch
-    place["generators"] = [generator.get_state() for generator in _generators(loader)]
+    place["generators"] = [generator.get_state() for generator in generators_of(loader)]
     return place
 
 
@@ -55,15 +55,19 @@ def restore_loader_place(loader: object, place: dict[str, Any]) -> None:
         loader.load_state_dict(place["state"])
     if "epoch" in place and hasattr(loader, "set_epoch"):
         loader.set_epoch(place["epoch"])
-    for generator, state in zip(_generators(loader), place["generators"], strict=False):
+    for generator, state in zip(generators_of(loader), place["generators"], strict=False):
         generator.set_state(state)
 
 
-def _generators(loader: object) -> Iterator[torch.Generator]:
-    samplers = [getattr(loader, name, None) for name in ("sampler", "batch_sampler")]
-    seen: list[torch.Generator] = []
-    for owner in (loader, *samplers):
+def generators_of(loader: object) -> Iterator[torch.Generator]:
+    """Yield the generators of a loader, of its samplers, and of the samplers within those."""
+    owners, seen = [loader], {id(None), id(loader)}
+    for owner in owners:
         generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator) and not any(generator is one for one in seen):
-            seen.append(generator)
+        if isinstance(generator, torch.Generator) and id(generator) not in seen:
+            seen.add(id(generator))
             yield generator
+        for inner in (getattr(owner, name, None) for name in ("sampler", "batch_sampler")):
+            if id(inner) not in seen:
+                seen.add(id(inner))
+                owners.append(inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
+    if isinstance(value, Integral):  # NumPy's
+        return int(value)
+    if isinstance(value, Real):
         return float(value) if math.isfinite(value) else {_FLOAT: str(float(value))}
     if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import fasttricks as ft
 from fasttricks.engine import Callback, Precision, Trainer, WeightAverage
@@ -105,7 +105,10 @@ def make_loader(kind="device"):
         transforms = [ft.RandomTranslate(1), ft.Normalize(0.5, 0.25)]
         return ft.DeviceLoader(image_set, batch_size=8, transforms=transforms, shuffle=True)
     data = TensorDataset(pixels.float() / 255, labels)
-    own = torch.Generator().manual_seed(3) if kind == "generator" else None
+    own = torch.Generator().manual_seed(3) if kind != "global" else None
+    if kind == "batch sampler":
+        batches = BatchSampler(RandomSampler(data, generator=own), 8, drop_last=True)
+        return DataLoader(data, batch_sampler=batches)
     return DataLoader(data, batch_size=8, shuffle=True, generator=own)
 
 
@@ -201,7 +204,7 @@ def test_optimizers_and_schedulers_of_all_kinds_go_on(tmp_path, kind, precision)
     assert_equal(resumed, everything(uninterrupted(kind, precision=precision)))
 
 
-@pytest.mark.parametrize("loader", ["global", "generator"])
+@pytest.mark.parametrize("loader", ["global", "generator", "batch sampler"])
 def test_a_data_loader_goes_on_in_its_order(tmp_path, loader):
     resumed = everything(interrupted_and_resumed(tmp_path, 2, loader=loader))
     reseed()
@@ -583,6 +586,81 @@ def test_how_the_optimizer_computes_may_change(tmp_path):
 def test_bad_arguments_are_named_before_anything_is_written(options, message):
     with pytest.raises(ValueError, match=message):
         make_trainer().fit(make_loader(), 1, **options)
+
+
+def test_going_on_from_an_older_one_loses_none_of_the_later(tmp_path):
+    make_trainer().fit(make_loader(), 4, checkpoints=tmp_path, keep=4)
+    later = names(tmp_path)
+    other = make_trainer()
+    with pytest.raises(
+        ValueError, match=r"later than epoch 1, from which .* with epoch-0004; pass"
+    ):
+        other.fit(make_loader(), 4, checkpoints=tmp_path, resume=tmp_path / "epoch-0001")
+    assert names(tmp_path) == later
+    elsewhere = tmp_path / "elsewhere"
+    other.fit(make_loader(), 4, checkpoints=elsewhere, resume=tmp_path / "epoch-0001")
+    assert names(elsewhere) == ["epoch-0003", "epoch-0004"]
+    assert other.last_checkpoint == elsewhere / "epoch-0004"
+
+
+class Heated(nn.Module):
+    """A loss with a parameter and a buffer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.heat = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
+
+
+def heated_trainer():
+    model, loss = make_model(), Heated()
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05, momentum=0.9)
+    return Trainer(model, optimizer, loss=loss, precision="fp32", progress=False)
+
+
+def test_a_loss_with_a_state_goes_on_with_it(tmp_path):
+    straight, resumed = heated_trainer(), heated_trainer()
+    straight.fit(make_loader(), 4)
+    reseed()
+    heated_trainer().fit(make_loader(), 2, checkpoints=tmp_path)
+    resumed.fit(make_loader(), 4, checkpoints=tmp_path, resume=True)
+    for one, other in ((straight.loss, resumed.loss), (straight.model, resumed.model)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+    assert resumed.loss.calls == 4 * BATCHES
+
+
+def test_a_checkpoint_without_a_loss_is_one_of_before(tmp_path):
+    plain_trainer().save(tmp_path / "c")
+    state = json.loads((tmp_path / "c" / "state.json").read_text())
+    del state["loss"]
+    (tmp_path / "c" / "state.json").write_text(json.dumps(state))
+    plain_trainer().load(tmp_path / "c")
+
+
+def test_a_parameter_that_nothing_would_keep_is_refused_before_training(tmp_path):
+    trainer = heated_trainer()
+    trainer.loss = nn.CrossEntropyLoss()
+    message = r"parameters of the model or of the loss .* got another one of shape \(\); make it"
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(make_loader(), 1, checkpoints=tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        trainer.save(tmp_path / "c")
+    assert names(tmp_path) == []
+    trainer.fit(make_loader(), 1)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
+    trainer = plain_trainer(lr=np.float32(0.05))
+    trainer.micro_batch_size = np.int64(4)
+    trainer.fit(make_loader(), np.int64(1), checkpoints=tmp_path)
+    other = plain_trainer(lr=np.float32(0.05))
+    other.fit(make_loader(), 2, checkpoints=tmp_path, resume=True)
+    assert other.micro_batch_size == 4
 
 
 def test_weights_that_are_not_finite_are_never_written(tmp_path):
