@@ -179,7 +179,10 @@ def _sweep(
     for rate, batch in zip(rates, endless(loader), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             set_rate(group, rate * ratio)
-        value = float(trainer.step(batch))
+        try:
+            value = float(trainer.step(batch))
+        except FloatingPointError:
+            value = math.nan
         if not losses and not math.isfinite(value):
             raise ValueError(f"the loss must be finite at the first update, got {value}")
         if not math.isfinite(value):

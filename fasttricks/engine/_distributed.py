@@ -103,6 +103,14 @@ def sum_over_processes(values: Sequence[Tensor]) -> list[Tensor]:
     return [total.to(value.dtype) for total, value in zip(sums, values, strict=True)]
 
 
+@torch.no_grad()
+def share_tensors(tensors: Sequence[Tensor]) -> None:
+    """Write those of the first process into those of the others."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
 class Replica:
     """The model as this process trains it: its gradients are summed over all processes.
 

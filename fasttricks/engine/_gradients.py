@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch
 from fasttricks.engine._cuda_graph import Counted, Graphed
-from fasttricks.engine._distributed import Replica, sum_over_processes, world_size
+from fasttricks.engine._distributed import Replica, world_size
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from fasttricks.engine._trainer import Trainer
 
 Batch = tuple[Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Gradients:
@@ -143,31 +143,26 @@ class Gradients:
         # Batch norm counts an image once, when it is trained on.
         self._undo.restore(random=False)
         each = torch.cat(losses)
-        return hardest(each, self.select), _mean(each.mean(), len(each)), counted
+        return hardest(each, self.select), mean_over_processes(each.mean(), len(each)), counted
 
     def _compute(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
         network = self._network(trainer)
-        # DistributedDataParallel takes the mean over the processes, whose shares may differ.
-        correction = _share_of_processes(images)
-        total: Tensor | None = None
+        parts = _parts(trainer, images, targets)
+        share, number = share_of_batch(trainer.loss, targets, parts=len(parts))
+        losses: list[Tensor] = []
         counted: Counted = []
-        done = 0
-        for part, part_targets in _parts(trainer, images, targets):
-            done += len(part)
-            with self._replica.without_sum(when=correction is not None and done < len(images)):
+        for part, part_targets in parts:
+            with self._replica.without_sum(when=len(losses) + 1 < len(parts)):
                 with trainer.precision.forward_context():
                     outputs = network(part)
-                loss = trainer.loss(outputs.float(), part_targets)
-                if len(part) < len(images):
-                    loss, whole = loss * (len(part) / len(images)), loss
-                else:
-                    whole = loss
-                trainer.precision.backward(loss if correction is None else loss * correction)
-            total = loss.detach() if total is None else total + loss.detach()
-            counted.append((whole.detach(), outputs.detach(), part_targets))
-        if total is None:  # pragma: no cover - a batch holds an image
-            raise ValueError("batch must hold at least one image, got an empty one")
-        return _mean(total, len(images)), counted
+                loss = share(outputs.float(), part_targets)
+                trainer.precision.backward(loss)
+            losses.append(loss.detach())
+            # What is counted is a mean of the part's images.
+            whole = losses[-1] if share is trainer.loss else losses[-1] * (number / len(part))
+            counted.append((whole, outputs.detach(), part_targets))
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return mean_over_processes(total), counted
 
     def _compute_and_update(
         self, trainer: Trainer, images: Tensor, targets: Tensor
@@ -190,24 +185,7 @@ def clear_gradients(optimizers: Sequence[Optimizer]) -> None:
                 parameter.grad = None
 
 
-def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> Iterator[Batch]:
-    """Yield the fewest parts, as even as can be: of a few images batch norm learns nothing."""
+def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> list[Batch]:
+    """Return the fewest parts, as even as can be: of a few images batch norm learns nothing."""
     count = math.ceil(len(images) / (trainer.micro_batch_size or len(images)))
-    return zip(images.tensor_split(count), targets.tensor_split(count), strict=True)
-
-
-def _share_of_processes(images: Tensor) -> Tensor | None:
-    """Return the weight of this process's images in a mean over the processes, if there are any."""
-    if world_size() == 1:
-        return None
-    own = torch.tensor(float(len(images)), device=images.device)
-    return own * world_size() / sum_over_processes([own])[0]
-
-
-def _mean(mean: Tensor, count: int) -> Tensor:
-    """Return the mean over all processes' images from that over this one's."""
-    if world_size() == 1:
-        return mean
-    counts = torch.tensor(float(count), device=mean.device)
-    total, everyone = sum_over_processes([mean * count, counts])
-    return total / everyone
+    return list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))

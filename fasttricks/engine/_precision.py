@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -108,6 +108,12 @@ def gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every parameter is finite."""
+    values = [p.detach().isfinite().all() for p in model.parameters() if p.is_floating_point()]
+    return not values or bool(torch.stack(values).all())
 
 
 def _best_precision(device: torch.device) -> str:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
+from fasttricks.engine._batch_loss import Loss
 from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._checkpoint import (
     CheckpointFolder,
+    check_parameters,
     choose_resume,
     read_checkpoint,
     save_checkpoint,
@@ -29,12 +31,13 @@ from fasttricks.engine._distributed import (
     deal,
     rank,
     set_sampler_epoch,
+    share_tensors,
     world_size,
 )
 from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
-from fasttricks.engine._gradients import Batch, Gradients, Loss, clear_gradients
+from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
 from fasttricks.engine._history import History, Value
-from fasttricks.engine._precision import Precision, gradients_are_finite
+from fasttricks.engine._precision import Precision, all_finite, gradients_are_finite
 from fasttricks.engine._progress import Progress
 from fasttricks.engine._speed import check_tf32, tf32_matmul, use_fused
 from fasttricks.engine._totals import Metric, Totals, check_names
@@ -227,12 +230,19 @@ class Trainer:
 
         Raises:
             ValueError: If the batch holds no image.
+            FloatingPointError: On a CPU, if the loss is NaN or infinite, before the update;
+                elsewhere ``fit`` looks now and then.
         """
         images, targets = self._to_device(batch)
         if not len(images):
             raise ValueError("batch must hold at least one image, got an empty one")
         with tf32_matmul() if self.tf32 else nullcontext():
             loss, counted = self._gradients.fill(self, images, targets)
+        # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
+        if self.nonfinite == "raise" and self.device.type == "cpu" and not loss.isfinite():
+            self._gradients.take_back(self.optimizers)
+            self.epoch_lr = self.lr
+            raise FloatingPointError(self.fault(f"the loss became {loss.item()}", next_update=True))
         if self.nonfinite == "skip" and not self._is_finite(loss):
             self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
@@ -294,11 +304,13 @@ class Trainer:
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
         if store is not None:
-            store.start(resumed=resumed is not None)
+            check_parameters(self)
+            store.start(resumed)
         if resumed is not None:
             resumed.check(self)
             resumed.restore_fit(self, train, val)
             resumed.restore(self)
+        share_tensors([*self.model.parameters(), *self.model.buffers()])
         try:
             self._call("on_fit_start")
             if resumed is not None:
@@ -390,8 +402,7 @@ class Trainer:
             self.epoch_lr = rate.clone() if isinstance(rate, Tensor) else rate
             self.step(batch)
             self.batches_done += 1
-            # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
-            if self.device.type == "cpu" or self.batches_done % _LOOK_EVERY == 0:
+            if self.device.type != "cpu" and self.batches_done % _LOOK_EVERY == 0:
                 self._check_loss()
             self._call("on_step_end")
         if self.batches_done == done:
@@ -404,6 +415,8 @@ class Trainer:
             raise FloatingPointError(self.fault("no loss of the whole epoch was finite"))
 
     def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
+        # The running statistics are each process's own; what is measured and saved is one model.
+        share_tensors(list(self.model.buffers()))
         totals = self.totals
         row: dict[str, Value] = {
             "epoch": epoch,
@@ -428,6 +441,9 @@ class Trainer:
         self.history.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        # A gradient may be NaN where the loss is not, and nothing could go on from such weights.
+        if not all_finite(self.model):
+            raise FloatingPointError(self.fault("the weights are no longer finite"))
 
     def _is_finite(self, loss: Tensor) -> bool:
         # An overflow of fp16's gradients is for the scaler to see, which lowers its scale then.
@@ -440,11 +456,11 @@ class Trainer:
         if not math.isfinite(loss):
             raise FloatingPointError(self.fault(f"the loss became {loss}"))
 
-    def fault(self, what: str) -> str:
+    def fault(self, what: str, *, next_update: bool = False) -> str:
         """Return the message of an error of the numbers: what, where, and from where to go on."""
-        saved = self.last_checkpoint
+        saved, update = self.last_checkpoint, self.step_count + next_update
         return (
-            f"{what} at update {self.step_count} with lr={float(self.epoch_lr):g}; lower the "
+            f"{what} at update {update} with lr={float(self.epoch_lr):g}; lower the "
             "learning rate, or use precision='fp32'"
             + (f"; the last checkpoint is {saved}" if saved is not None else "")
         )

@@ -100,6 +100,29 @@ def straight(world, folder):
     return trainer
 
 
+def weighted_and_looking_ahead(world, folder):
+    """A loss that counts some images more and some not at all, and a start that differs."""
+    torch.manual_seed(world.rank)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.CELU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1, 2.0, 1.0]), ignore_index=4)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    options = {"micro_batch_size": 3, "callbacks": [ft.Lookahead(every=3)]}
+    trainer = make_trainer(model, sgd, loss=loss, **options)
+    trainer.fit(make_loader(world), 3)
+    return trainer
+
+
+def normed(world, folder):
+    """Batch norm, whose statistics are each process's own between two updates."""
+    model = make_model()
+    model.insert(1, nn.BatchNorm2d(4))
+    swa = ft.StochasticWeightAverage(make_loader(world), start_fraction=0.5)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    trainer = make_trainer(model, sgd, callbacks=[swa])
+    trainer.fit(make_loader(world), 3, val=make_val())
+    return trainer
+
+
 def faults(world):
     """The messages of what must fail in every process, and where."""
     messages = {}
@@ -132,6 +155,7 @@ def faults(world):
 
 
 CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
+CASES += [weighted_and_looking_ahead, normed]
 
 
 def run(world, folder):

@@ -70,9 +70,28 @@ def test_a_skipped_update_leaves_no_trace():
     assert skipping.lr == plain.lr
 
 
-def test_by_default_it_ends_the_run():
+def test_by_default_it_ends_the_run_before_the_update():
+    plain, trainer = make_trainer(), make_trainer()
+    plain.fit(batches(1), 1)
+    bad = (BAD, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(FloatingPointError, match="the loss became nan at update 2 with lr=0.5"):
+        trainer.fit([*batches(1), bad], 1)
+    assert trainer.step_count == 1
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name])
     with pytest.raises(FloatingPointError, match="the loss became nan at update 2"):
-        make_trainer().fit([*batches(1), (BAD, torch.zeros(4, dtype=torch.int64))], 1)
+        trainer.step(bad)
+
+
+def test_a_gradient_alone_that_is_not_finite_ends_the_run_too():
+    trainer = make_trainer()
+
+    def root(outputs, targets):
+        return (outputs * 0).square().sum().sqrt()  # 0, of slope NaN
+
+    trainer.loss = root
+    with pytest.raises(FloatingPointError, match="the weights are no longer finite at update 1"):
+        trainer.fit(batches(1), 1)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,8 @@ def test_both_processes_hold_the_same_weights_bit_for_bit(folders, case):
         assert torch.equal(value, second[name]), name
 
 
-@pytest.mark.parametrize("case", CASES)
+# Batch norm's statistics are those of a process's share.
+@pytest.mark.parametrize("case", [case for case in CASES if case != "normed"])
 def test_two_processes_train_as_one_does(folders, case):
     (alone, rows), (together, their_rows) = (results(f, f"{case}-0") for f in folders)
     for name, value in alone.items():
@@ -76,6 +77,14 @@ def test_the_histories_of_both_processes_agree(folders):
         for row, other in zip(first, second, strict=True):
             same = {k for k in row if not k.endswith("seconds") and k != "images_per_second"}
             assert {k: row[k] for k in same} == {k: other[k] for k in same}
+
+
+def test_what_is_validated_is_the_model_that_is_left(folders):
+    for rank in (0, 1):
+        found, rows = results(folders[1], f"normed-{rank}")
+        labels = torch.cat([targets for _, targets in script.make_val()])
+        loss = torch.nn.functional.cross_entropy(found["logits"], labels)
+        assert rows[-1]["val_loss"] == pytest.approx(loss.item(), abs=1e-6)
 
 
 def test_a_resumed_run_of_two_processes_is_bit_identical_to_a_straight_one(folders):

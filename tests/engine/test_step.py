@@ -161,6 +161,43 @@ def test_accumulated_gradients_equal_those_of_the_large_batch(make):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+WEIGHTS = torch.tensor([1.0, 5.0, 0.1, 2.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.CrossEntropyLoss(weight=WEIGHTS),
+        nn.CrossEntropyLoss(weight=WEIGHTS, label_smoothing=0.2),
+        nn.CrossEntropyLoss(ignore_index=1, label_smoothing=0.2),
+        nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=-100),
+        nn.CrossEntropyLoss(reduction="sum"),
+        nn.NLLLoss(weight=WEIGHTS, ignore_index=3),
+    ],
+    ids=repr,
+)
+def test_parts_add_up_where_images_do_not_count_alike(loss):
+    """The mean of the whole is no mean of the parts' means, and a part may hold nothing of it."""
+    batches = make_batches(4, size=24)
+    for _, targets in batches:
+        targets[:8] = loss.ignore_index
+    if loss.ignore_index < 0 and loss.weight is None:
+        batches = make_batches(4, size=24)
+    found = []
+    for size in (None, 5):
+        model = make_model(norm=False)
+        if isinstance(loss, nn.NLLLoss):
+            model.append(nn.LogSoftmax(1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.002)
+        trainer = make_trainer(model, optimizer, loss=loss, micro_batch_size=size)
+        history = trainer.fit(batches, 3)
+        found.append((model.state_dict(), history["loss"], trainer.step(batches[0])))
+    assert found[1][1] == pytest.approx(found[0][1], rel=1e-5)
+    torch.testing.assert_close(found[1][2], found[0][2])
+    for name, value in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], value, rtol=1e-5, atol=1e-6)
+
+
 # Numbers that are not finite --------------------------------------------------------------------
 
 

@@ -1,0 +1,84 @@
+"""The loss of a batch, in parts that add up to it: over micro-batches and over processes.
+
+Shapes: images [N, C, H, W], outputs [N, K, ...], targets [N, ...] or [N, K, ...].
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fasttricks.engine._distributed import sum_over_processes, world_size
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Tensor | float]:
+    """Return what a part's outputs and targets have in the loss of the batch, and the batch's size.
+
+    The shares of this process's parts add up to a number whose mean over the processes, as
+    ``DistributedDataParallel`` takes it of the gradients, is the loss of the batch of all. A mean
+    that leaves out ``ignore_index`` or goes by the classes' weights is divided once, by what the
+    whole batch's would be.
+
+    Args:
+        loss: Maps (outputs, targets) to a mean over the images, or to a sum if its ``reduction``
+            says so.
+        targets: This process's, of all its parts.
+        parts: How many there are.
+
+    Returns:
+        The function, and how many images a process has, on average.
+    """
+    processes = world_size()
+    if processes == parts == 1:
+        return loss, len(targets)
+    count = torch.tensor(float(len(targets)), device=targets.device)
+    weight = _weight(loss, targets)
+    sums = sum_over_processes([count, count if weight is None else weight])
+    # One process divides by its own number: no rounding, no kernel.
+    images: Tensor | float = len(targets) if processes == 1 else sums[0] / processes
+    if getattr(loss, "reduction", "mean") == "sum":
+        return partial(_times, loss, processes), images
+    if weight is None:
+        return partial(_by_images, loss, images), images
+    return partial(_summed, loss, sums[1] / processes), images
+
+
+def mean_over_processes(value: Tensor, count: float = 1.0) -> Tensor:
+    """Return the mean of a scalar over the processes, in which this one counts so much."""
+    if world_size() == 1:
+        return value
+    weight = torch.tensor(count, device=value.device)
+    total, weights = sum_over_processes([value * weight, weight])
+    return total / weights
+
+
+def _times(loss: Loss, factor: float, outputs: Tensor, targets: Tensor) -> Tensor:
+    return loss(outputs, targets) * factor
+
+
+def _by_images(loss: Loss, images: Tensor | float, outputs: Tensor, targets: Tensor) -> Tensor:
+    return loss(outputs, targets) * (len(targets) / images)
+
+
+def _weight(loss: Any, targets: Tensor) -> Tensor | None:
+    """Return what the mean of ``loss`` divides by, None if that is the number of images."""
+    if type(loss) not in (nn.CrossEntropyLoss, nn.NLLLoss) or targets.is_floating_point():
+        return None
+    counted: Tensor = targets != loss.ignore_index
+    if loss.weight is not None:
+        counted = loss.weight[targets.where(counted, 0)] * counted
+    return counted.sum().float()
+
+
+def _summed(loss: Loss, divisor: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    summed: Any = copy.copy(loss)
+    summed.reduction = "sum"
+    share: Tensor = summed(outputs, targets) / divisor
+    return share
