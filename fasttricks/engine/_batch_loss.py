@@ -38,16 +38,18 @@ def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Te
     processes = world_size()
     if processes == parts == 1:
         return loss, len(targets)
-    count = torch.tensor(float(len(targets)), device=targets.device)
+    images: Tensor | float = len(targets)
     weight = _weight(loss, targets)
-    sums = sum_over_processes([count, count if weight is None else weight])
-    # One process divides by its own number: no rounding, no kernel.
-    images: Tensor | float = len(targets) if processes == 1 else sums[0] / processes
+    if processes > 1:
+        count = torch.tensor(float(len(targets)), device=targets.device)
+        sums = sum_over_processes([count, count if weight is None else weight])
+        images, divisor = (one / processes for one in sums)
+        weight = None if weight is None else divisor
     if getattr(loss, "reduction", "mean") == "sum":
         return partial(_times, loss, processes), images
     if weight is None:
         return partial(_by_images, loss, images), images
-    return partial(_summed, loss, sums[1] / processes), images
+    return partial(_summed, loss, weight), images
 
 
 def mean_over_processes(value: Tensor, count: float = 1.0) -> Tensor:
