@@ -94,7 +94,7 @@ class EarlyStop(Callback):
 
     Raises:
         ValueError: If ``target`` is not finite or ``mode`` unknown; after the first epoch, if the
-            history has no such column.
+            history has no such column, such as an accuracy where targets are no classes.
 
     Example:
         >>> stop_at_94_percent = EarlyStop(target=0.94)
@@ -116,11 +116,18 @@ class EarlyStop(Callback):
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """Stop if the target is reached."""
         if self.metric not in row:
-            hint = "; pass val=... to fit" if self.metric.startswith("val_") else ""
             raise ValueError(
                 f"metric must be a column of the history, which has {', '.join(row)}, "
-                f"got metric={self.metric!r}{hint}"
+                f"got metric={self.metric!r}{self._hint(row)}"
             )
         value = row[self.metric]
         if value >= self.target if self.mode == "max" else value <= self.target:
             trainer.stop = True
+
+    def _hint(self, row: dict[str, Value]) -> str:
+        """What to do about a column that is missing."""
+        if self.metric.startswith("val_") and "val_loss" not in row:
+            return "; pass val=... to fit"
+        if self.metric in ("accuracy", "val_accuracy"):
+            return "; without classes as targets there is none: watch a loss, or a metric of yours"
+        return ""

@@ -22,7 +22,7 @@ class History:
     (the rate that the epoch's last update used), ``loss`` and ``accuracy`` (means over the epoch's
     training images), ``images_per_second``, ``train_seconds`` (so far, evaluation left out), and
     with validation ``val_loss``, ``val_accuracy`` and ``eval_seconds``. Accuracies are between 0
-    and 1.
+    and 1, and there are none where the targets are no classes.
 
     Example:
         >>> history = History()
@@ -86,7 +86,7 @@ class History:
         return DataFrame(self.rows, columns=self.columns)
 
     def plot(self, *, x: str = "step") -> Figure:
-        """Draw loss, accuracy and learning rate against "step", "epoch" or "train_seconds".
+        """Draw loss, accuracy if any, and learning rate against "step", "epoch" or "train_seconds".
 
         See ``fasttricks.plots.plot_history``; needs matplotlib.
         """

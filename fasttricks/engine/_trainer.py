@@ -69,6 +69,7 @@ class Trainer:
             or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
+            ``val`` is measured by it too, a cross-entropy without its label smoothing.
         label_smoothing: Share of the target that the cross-entropy spreads over all classes, 0 to
             1; 0 by default, and only without a ``loss`` of your own.
         metrics: Functions by name that map (outputs, targets) to a mean over the images; they
@@ -207,7 +208,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
         self.last_checkpoint: Path | None = None
-        self.totals = Totals(self.device, self.metrics)
+        self.totals = self._new_totals()
 
     @property
     def lr(self) -> float:
@@ -316,13 +317,17 @@ class Trainer:
         return self.history
 
     def evaluate(self, batches: Iterable[Batch], *, tta: str = "none") -> Evaluation:
-        """Measure accuracy, loss and metrics; see ``fasttricks.engine.evaluate``."""
+        """Measure the trainer's loss, accuracy and metrics; see ``fasttricks.engine.evaluate``.
+
+        The accuracy is NaN where the targets are no classes.
+        """
         check_choice("tta", tta, TTA)
         return evaluate(
             self.model,
             map(self._to_device, deal(batches)),
             tta=tta,
             precision=self.precision,
+            loss=self.loss,
             metrics=self.metrics,
             dealt=True,
         )
@@ -377,7 +382,7 @@ class Trainer:
 
     def _train_epoch(self, train: Iterable[Batch]) -> None:
         self._call("on_epoch_start")
-        self.totals = Totals(self.device, self.metrics)
+        self.totals = self._new_totals()
         self.model.train()
         set_sampler_epoch(train, len(self.history))
         start = time.perf_counter()
@@ -410,7 +415,7 @@ class Trainer:
             "step": self.step_count,
             "lr": float(self.epoch_lr),
             "loss": totals.loss,
-            "accuracy": totals.accuracy,
+            **_if_any("accuracy", totals.accuracy),
             **totals.metrics,
             "images_per_second": totals.images / totals.seconds,
             "train_seconds": self.train_seconds,
@@ -421,13 +426,16 @@ class Trainer:
             result = self.evaluate(val)
             row |= {
                 "val_loss": result.loss,
-                "val_accuracy": result.accuracy,
+                **_if_any("val_accuracy", result.accuracy),
                 **{f"val_{name}": value for name, value in result.metrics.items()},
                 "eval_seconds": result.seconds,
             }
         self.history.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+
+    def _new_totals(self) -> Totals:
+        return Totals(self.device, self.metrics, ignored=getattr(self.loss, "ignore_index", None))
 
     def _is_finite(self, loss: Tensor) -> bool:
         # An overflow of fp16's gradients is for the scaler to see, which lowers its scale then.
@@ -463,6 +471,11 @@ class Trainer:
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self)
+
+
+def _if_any(name: str, accuracy: float) -> dict[str, float]:
+    """The accuracy as an entry of a row, and no entry where targets are no classes."""
+    return {} if math.isnan(accuracy) else {name: accuracy}
 
 
 def _check_types(name: str, values: Sequence[object], expected: type) -> None:
