@@ -79,7 +79,8 @@ class Trainer:
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
         grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
         select: Share of each batch that is trained on, above 0 to 1: a forward pass without
-            gradients finds the images with the highest losses. Needs a loss with a ``reduction``.
+            gradients finds the images with the highest losses, the mean of each image's own where
+            there are several. Needs a loss with a ``reduction``.
         nonfinite: What a NaN or infinite loss does: "raise" (default) ends ``fit``, "skip" leaves
             that update out, also for gradients that are not finite, with weights, statistics and
             schedules as they were, at the price of waiting for the device in every update.
