@@ -24,6 +24,7 @@ from fasttricks._checks import (
     check_positive,
 )
 from fasttricks.engine import Trainer, preserve_training_state
+from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._trainer import Batch, Loss
 from fasttricks.engine._trial import endless, trial_trainer
 
@@ -175,7 +176,7 @@ def _sweep(
     ratios = [float(group["lr"]) / first if first > 0 else 1.0 for group in groups]
     losses: list[float] = []
     average, lowest = 0.0, math.inf
-    trainer.model.train()
+    start_training(trainer.model)
     for rate, batch in zip(rates, endless(loader), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             set_rate(group, rate * ratio)

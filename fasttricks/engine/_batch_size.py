@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._memory import is_out_of_memory
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss, Trainer
@@ -104,7 +105,7 @@ def find_batch_size(
         raise ValueError("batch must hold at least one image, got an empty one")
     trainer = trial_trainer(model, optimizer, loss, precision)
     with preserve_training_state(trainer.model, trainer.optimizers, precision=trainer.precision):
-        trainer.model.train()
+        start_training(trainer.model)
         speeds, failed = _double(trainer, batch, min_batch_size, max_batch_size, steps)
         if refine and failed is not None and speeds:
             failed = _refine(trainer, batch, speeds, failed, steps)

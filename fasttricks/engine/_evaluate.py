@@ -174,6 +174,12 @@ def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
     return torch.stack(logits).sum(0)
 
 
+def start_training(model: nn.Module) -> None:
+    """Put a model into training mode, unless it is there: parts that were frozen in it stay so."""
+    if not model.training:
+        model.train()
+
+
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     # Each module's own flag is kept: a frozen part may be in evaluation mode on purpose.

@@ -31,7 +31,7 @@ from fasttricks.engine._distributed import (
     set_sampler_epoch,
     world_size,
 )
-from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
+from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, Loss, clear_gradients
 from fasttricks.engine._history import History, Value
 from fasttricks.engine._precision import Precision, gradients_are_finite
@@ -60,6 +60,10 @@ class Trainer:
     The step is the one that you would write: forward under autocast, loss in fp32, backward,
     optimizer, schedule. A batch larger than ``micro_batch_size`` is computed in parts, as even as
     can be, whose gradients add up to those of the whole batch (batch norm sees the parts).
+
+    A part of the model that you put into evaluation mode, such as a batch norm that is to keep its
+    statistics, stays there as long as the model itself is in training mode; ``model.train()`` is
+    called if it is not, and reaches all parts.
 
     Args:
         model: Maps images [N, C, H, W] to logits, already on its device; convolution weights are
@@ -384,7 +388,7 @@ class Trainer:
     def _train_epoch(self, train: Iterable[Batch]) -> None:
         self._call("on_epoch_start")
         self.totals = self._new_totals()
-        self.model.train()
+        start_training(self.model)
         set_sampler_epoch(train, len(self.history))
         start = time.perf_counter()
         done, left = self.batches_done, self.total_steps - self.batches_done

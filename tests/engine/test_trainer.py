@@ -12,7 +12,17 @@ from random_batches import make_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fasttricks.engine import Callback, FreezeAfter, Precision, Trainer, WeightAverage
+from fasttricks.engine import (
+    Callback,
+    FreezeAfter,
+    Precision,
+    Trainer,
+    WeightAverage,
+    find_batch_size,
+    precompile,
+    profile_steps,
+)
+from fasttricks.lr_range_test import lr_range_test
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 from fasttricks.schedules import linear
@@ -264,6 +274,40 @@ def test_evaluate_leaves_weights_statistics_and_modes_alone():
     assert not model[1].training
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def trials(trainer, batches):
+    return {
+        "fit": lambda: trainer.fit(batches, 2, val=batches),
+        "lr_range_test": lambda: lr_range_test(trainer, loader=batches, num_steps=10),
+        "find_batch_size": lambda: find_batch_size(trainer, batches[0], max_batch_size=16),
+        "profile_steps": lambda: profile_steps(trainer, batches, steps=1),
+        "precompile": lambda: precompile(trainer, batches),
+    }
+
+
+@pytest.mark.parametrize("name", trials(None, None))
+def test_a_frozen_part_stays_frozen_while_the_model_trains(name):
+    model = make_model()
+    model[1].eval()
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append((model.training, model[1].training)))
+    before = copy.deepcopy(model[1].state_dict())
+    trials(quiet(model, sgd(model)), make_batches(2))[name]()
+    assert not model[1].training
+    assert set(modes) - {(False, False)} == {(True, False)}
+    for statistic in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(model[1].state_dict()[statistic], before[statistic])
+
+
+@pytest.mark.parametrize("name", trials(None, None))
+def test_a_model_in_evaluation_mode_is_put_into_training_mode(name):
+    model = make_model().eval()
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append((model.training, model[1].training)))
+    trials(quiet(model, sgd(model)), make_batches(2))[name]()
+    assert (True, True) in modes
+    assert (True, False) not in modes
 
 
 def test_predict_gives_the_models_logits_in_order():
