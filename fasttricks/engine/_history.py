@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttricks.engine._files import replacing, write_json
+from fasttricks.engine._files import replacing, without_nonfinite, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +70,8 @@ class History:
             writer.writerows(self.rows)
 
     def to_json(self, path: Path | str) -> None:
-        """Write the rows as a JSON list of objects."""
-        write_json(path, self.rows)
+        """Write the rows as a JSON list of objects; NaN and infinities become null."""
+        write_json(path, without_nonfinite(self.rows))
 
     def to_pandas(self) -> Any:
         """Return a pandas ``DataFrame``, one row an epoch, NaN where there is no value.
