@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_choice
 from fasttricks.engine._distributed import collect, world_size
-from fasttricks.engine._precision import Precision
+from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs
+from fasttricks.engine._precision import Precision, as_precision
 from fasttricks.engine._totals import Metric, count_hits, holds_labels, holds_soft_labels
 
 TTA = ("none", "mirror", "translate", "mirror_translate")
@@ -71,6 +72,7 @@ def predict(
 
     Raises:
         ValueError: If ``tta`` is unknown or ``batches`` is empty.
+        TypeError: If the batches are no pairs of tensors, or the model returns no tensor.
 
     Reference:
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
@@ -106,15 +108,19 @@ def evaluate(
         whose rows are distributions; K is at least 2. It is NaN for all others.
 
     Raises:
-        ValueError: If ``tta`` is unknown or ``batches`` is empty.
+        ValueError: If ``tta`` is unknown, ``batches`` is empty, or the loss is not one number.
+        TypeError: If the batches are no pairs of tensors, the model returns no tensor, or the
+            loss is no function.
     """
     start = time.perf_counter()
+    if loss is not None:
+        check_loss(loss)
     logits, targets = _predict(model, batches, tta, precision, dealt)
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
     device = _device_of(model) if dealt and world_size() > 1 else logits.device
     with torch.no_grad():
-        mean = loss(logits.to(device), targets.to(device)).item()
+        mean = check_mean(loss(logits.to(device), targets.to(device))).item()
     accuracy = _accuracy(logits, targets, getattr(loss, "ignore_index", None))
     figures = {name: float(metric(logits, targets)) for name, metric in (metrics or {}).items()}
     return Evaluation(accuracy, mean, len(targets), time.perf_counter() - start, figures)
@@ -146,12 +152,11 @@ def _predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets of all batches."""
     check_choice("tta", tta, TTA)
-    if isinstance(precision, str):
-        precision = Precision(precision, device=_device_of(model))
+    precision = as_precision(precision, _device_of(model))
     logits, targets = [], []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
     with _evaluation_mode(model), torch.no_grad():
-        for images, labels in batches:
+        for images, labels in map(check_batch, batches):
             with precision.forward_context():
                 logits.append(_averaged_logits(model, images, tta))
             targets.append(labels)
@@ -170,7 +175,7 @@ def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
     if tta in ("mirror", "mirror_translate"):
         views += [(view.flip(-1), weight) for view, weight in views]
     total = sum(weight for _, weight in views)
-    logits = [model(view).float() * (weight / total) for view, weight in views]
+    logits = [check_outputs(model(view)).float() * (weight / total) for view, weight in views]
     return torch.stack(logits).sum(0)
 
 

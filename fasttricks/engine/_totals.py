@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fasttricks.engine._distributed import sum_over_processes
+from fasttricks.engine._inputs import check_metrics
 
 # What the history has without any metric, but for the names that begin with val_.
 COLUMNS = (
@@ -23,7 +24,8 @@ _IGNORED_BY_DEFAULT = -100
 
 
 def check_names(metrics: Mapping[str, object]) -> None:
-    """Raise if a metric has the name of a column that the history has anyway."""
+    """Raise if a metric is no function, or has the name of a column of the history's own."""
+    check_metrics(metrics)
     for name in metrics:
         if name in COLUMNS or name.startswith("val_"):
             raise ValueError(

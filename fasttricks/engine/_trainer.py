@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
+from fasttricks._checks import (
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_positive,
+    length_of,
+)
 from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._checkpoint import (
     CheckpointFolder,
@@ -34,7 +40,13 @@ from fasttricks.engine._distributed import (
 from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, Loss, clear_gradients
 from fasttricks.engine._history import History, Value
-from fasttricks.engine._precision import Precision, gradients_are_finite
+from fasttricks.engine._inputs import (
+    check_batch,
+    check_loss,
+    optimizers_of,
+    schedulers_of,
+)
+from fasttricks.engine._precision import Precision, as_precision, gradients_are_finite
 from fasttricks.engine._progress import Progress
 from fasttricks.engine._speed import check_tf32, tf32_matmul, use_fused
 from fasttricks.engine._totals import Metric, Totals, check_names
@@ -110,7 +122,8 @@ class Trainer:
     Raises:
         ValueError: If an argument is out of its range, or the model's device cannot do what is
             asked for.
-        TypeError: If an optimizer or callback is none.
+        TypeError: If an optimizer, scheduler, loss, metric, precision or callback is none, or a
+            ``step()`` needs an argument, as that of LBFGS or ReduceLROnPlateau.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -149,8 +162,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        _check_types("optimizer", self.optimizers, Optimizer)
+        self.optimizers = optimizers_of(optimizer)
+        if loss is not None:
+            check_loss(loss)
         _check_types("callbacks", callbacks, Callback)
         if micro_batch_size is not None:
             check_integer("micro_batch_size", micro_batch_size, minimum=1)
@@ -165,14 +179,13 @@ class Trainer:
                 f"label_smoothing must be left to the loss that is given, got "
                 f"label_smoothing={label_smoothing}"
             )
+        if metrics is not None:
+            check_names(metrics)
         self.metrics = dict(metrics or {})
-        check_names(self.metrics)
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        if isinstance(precision, str):
-            precision = Precision(precision, device=self.device)
-        self.precision = precision
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
+        self.precision = as_precision(precision, self.device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
@@ -184,7 +197,7 @@ class Trainer:
             use_fused(self.optimizers)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        self.schedulers: list[Scheduler] = list(schedulers)
+        self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
         self.settings = [settings_of(one) for one in self.optimizers]
@@ -232,7 +245,8 @@ class Trainer:
         run with k skipped updates ends k values before the end of its schedules.
 
         Raises:
-            ValueError: If the batch holds no image.
+            ValueError: If the batch holds no image, or the loss is not one number.
+            TypeError: If the batch is no pair of tensors, or the model returns no tensor.
         """
         images, targets = self._to_device(batch)
         if not len(images):
@@ -280,22 +294,26 @@ class Trainer:
                 bit.
 
         Raises:
-            ValueError: If a number is out of its range, ``train`` is empty, ``checkpoints`` holds
-                those of another run, or a checkpoint is damaged, of another model, or of optimizers
-                or schedules with other numbers.
-            TypeError: If ``train`` has no length.
+            ValueError: If a number is out of its range, ``train`` or ``val`` is empty,
+                ``checkpoints`` holds those of another run, or a checkpoint is damaged, of another
+                model, or of optimizers or schedules with other numbers.
+            TypeError: If ``train`` has no length, or yields anything but pairs of tensors.
             FloatingPointError: If the loss is NaN or infinite.
         """
         check_positive("epochs", epochs)
-        if not isinstance(train, Sized):
+        length = length_of(train)
+        if length is None:
             raise TypeError(
-                f"train must have a length, got {type(train).__name__}; pass a list or loader"
+                f"train must have a length, got {type(train).__name__} without one; pass a list or "
+                "loader, of a stream one whose data set has a __len__"
             )
-        if not len(train):
+        if not length:
             raise ValueError("train must hold at least one batch, got an empty loader")
+        if length_of(val) == 0:
+            raise ValueError("val must hold at least one batch, got an empty one; pass None")
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
-        self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
-        self.total_steps = max(1, round(epochs * len(train)))
+        self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
+        self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
@@ -310,7 +328,7 @@ class Trainer:
             if resumed is not None:
                 resumed.restore_callbacks(self)
                 resumed.restore_random_states()
-            for _ in range(math.ceil((self.total_steps - self.batches_done) / len(train))):
+            for _ in range(math.ceil((self.total_steps - self.batches_done) / length)):
                 if self.stop:
                     break
                 self._train_epoch(train)
@@ -463,7 +481,7 @@ class Trainer:
         )
 
     def _to_device(self, batch: Batch) -> Batch:
-        images, targets = batch
+        images, targets = check_batch(batch)
         if images.ndim == 4:
             # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
             images = images.to(
