@@ -91,7 +91,9 @@ class Trainer:
         metrics: Functions by name that map (outputs, targets) to a mean over the images; they
             become columns of the history, with ``val_`` before the name for those of ``val``.
         precision: "auto" (default), "fp32", "bf16", "fp16", or a ``Precision``.
-        channels_last: Compute in channels_last memory format; on by default.
+        channels_last: Compute in channels_last memory format; on by default. A model that calls
+            ``view`` on what a convolution or pooling returns needs ``flatten`` or ``reshape``
+            instead, or False here.
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
         grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
         select: Share of each batch that is trained on, above 0 to 1: a forward pass without
@@ -251,8 +253,12 @@ class Trainer:
         images, targets = self._to_device(batch)
         if not len(images):
             raise ValueError("batch must hold at least one image, got an empty one")
-        with tf32_matmul() if self.tf32 else nullcontext():
-            loss, counted = self._gradients.fill(self, images, targets)
+        try:
+            with tf32_matmul() if self.tf32 else nullcontext():
+                loss, counted = self._gradients.fill(self, images, targets)
+        except RuntimeError as error:
+            self._explain(error)
+            raise
         if self.nonfinite == "skip" and not self._is_finite(loss):
             self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
@@ -345,21 +351,29 @@ class Trainer:
         The accuracy is NaN where the targets are no classes.
         """
         check_choice("tta", tta, TTA)
-        return evaluate(
-            self.model,
-            map(self._to_device, deal(batches)),
-            tta=tta,
-            precision=self.precision,
-            loss=self.loss,
-            metrics=self.metrics,
-            dealt=True,
-        )
+        try:
+            return evaluate(
+                self.model,
+                map(self._to_device, deal(batches)),
+                tta=tta,
+                precision=self.precision,
+                loss=self.loss,
+                metrics=self.metrics,
+                dealt=True,
+            )
+        except RuntimeError as error:
+            self._explain(error)
+            raise
 
     def predict(self, batches: Iterable[Batch], *, tta: str = "none") -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
         check_choice("tta", tta, TTA)
         batches = map(self._to_device, deal(batches))
-        return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+        try:
+            return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+        except RuntimeError as error:
+            self._explain(error)
+            raise
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all."""
@@ -470,6 +484,15 @@ class Trainer:
         loss = self.totals.loss
         if not math.isfinite(loss):
             raise FloatingPointError(self.fault(f"the loss became {loss}"))
+
+    def _explain(self, error: RuntimeError) -> None:
+        """Add to an error of a ``view`` that channels_last refuses what can be done about it."""
+        text = str(error)
+        if self.memory_format is torch.channels_last and "view size is not compatible" in text:
+            error.args = (
+                f"{text}\nThe trainer computes in channels_last: call reshape or flatten in place "
+                "of view in the model, or pass channels_last=False",
+            )
 
     def fault(self, what: str) -> str:
         """Return the message of an error of the numbers: what, where, and from where to go on."""

@@ -329,6 +329,43 @@ def test_convolutions_are_computed_in_channels_last():
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen[0])
 
 
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 9, 5)
+
+    def forward(self, images):
+        pooled = nn.functional.max_pool2d(self.conv(images), 2)
+        return self.linear(pooled.view(len(images), -1))
+
+
+@pytest.mark.parametrize("name", ["step", "evaluate", "predict"])
+def test_a_view_that_channels_last_refuses_is_told_the_ways_out(name):
+    batches = make_batches(1)
+
+    def call(**options):
+        model = Viewed()
+        trainer = quiet(model, sgd(model), **options)
+        getattr(trainer, name)(batches[0] if name == "step" else batches)
+
+    call(channels_last=False)
+    message = (
+        r"view size is not compatible[\s\S]*reshape or flatten .* or pass channels_last=False$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        call(channels_last=True)
+
+
+def test_other_errors_keep_their_words():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 5))
+    for call in (lambda t, b: t.step(b[0]), lambda t, b: t.evaluate(b)):
+        with pytest.raises(
+            RuntimeError, match="^mat1 and mat2 shapes cannot be multiplied"
+        ) as caught:
+            call(quiet(model, sgd(model), channels_last=True), make_batches(1))
+        assert "channels_last" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
