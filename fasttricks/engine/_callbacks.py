@@ -19,8 +19,8 @@ class Callback:
     """The base of callbacks; every method does nothing until it is overridden.
 
     Order of the calls: ``on_fit_start``; for each epoch ``on_epoch_start``, for each batch
-    ``on_step_start`` and ``on_step_end``, then ``on_epoch_end``; at last ``on_fit_end``, also after
-    an error.
+    ``on_step_start`` and ``on_step_end``, after an epoch that was shorter than its loader's length
+    ``on_short_epoch``, then ``on_epoch_end``; at last ``on_fit_end``, also after an error.
     """
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -34,6 +34,13 @@ class Callback:
 
     def on_step_end(self, trainer: Trainer) -> None:
         """After a batch's update."""
+
+    def on_short_epoch(self, trainer: Trainer) -> None:
+        """After the last batch of an epoch that had fewer than its loader's length.
+
+        ``trainer.batches_done`` counts the missing ones: the epoch is over, and so is the run where
+        it equals ``trainer.total_steps``, which no ``on_step_end`` has seen.
+        """
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """After an epoch and its validation; ``row`` is what the history keeps of it."""

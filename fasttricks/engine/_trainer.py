@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
@@ -289,7 +290,8 @@ class Trainer:
 
         Args:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
-                ``DeviceLoader``, a ``DataLoader``, a list.
+                ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
+                length there is a warning, and what is due at an epoch's end or the run's is done.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -321,6 +323,7 @@ class Trainer:
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
+        self._warned_of_short_epoch = False
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
         if store is not None:
@@ -439,6 +442,9 @@ class Trainer:
         if self.batches_done == done:
             raise ValueError("train must yield batches anew each epoch, got none in this one")
         self._check_loss()  # waits for the device, so that the time below is that of finished work
+        expected = min(left, self.steps_per_epoch)
+        if self.batches_done - done < expected:
+            self._end_short_epoch(self.batches_done - done, done + expected)
         self.totals.seconds = time.perf_counter() - start
         self.train_seconds += self.totals.seconds
         self.totals.reduce()
@@ -470,6 +476,19 @@ class Trainer:
         self.history.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+
+    def _end_short_epoch(self, count: int, end: int) -> None:
+        """Go to the place where the epoch was to end, with a warning the first time."""
+        if not self._warned_of_short_epoch:
+            self._warned_of_short_epoch = True
+            warnings.warn(
+                f"train has a length of {self.steps_per_epoch} batches and yielded {count} in an "
+                "epoch: schedules made for its length stop short; give it the length that it has",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.batches_done = end
+        self._call("on_short_epoch")
 
     def _new_totals(self) -> Totals:
         return Totals(self.device, self.metrics, ignored=getattr(self.loss, "ignore_index", None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -243,6 +244,20 @@ def test_a_loader_that_runs_dry_is_named():
     model = make_model()
     with pytest.raises(ValueError, match="train must yield batches anew each epoch"):
         quiet(model, sgd(model)).fit(Once(), epochs=2)
+
+
+def test_a_fraction_of_an_epoch_that_falls_short_is_named_too():
+    class Short(list):
+        def __len__(self):
+            return 4
+
+    model = make_model()
+    trainer = quiet(model, sgd(model))
+    with pytest.warns(RuntimeWarning, match="a length of 4 batches and yielded 1 in an epoch"):
+        trainer.fit(Short(make_batches(1)), epochs=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(make_batches(4), epochs=1.5)
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
