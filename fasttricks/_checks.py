@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sized
 from numbers import Integral, Real
 
 
@@ -42,6 +42,16 @@ def check_integer(name: str, value: object, *, minimum: int = 0) -> None:
         raise TypeError(f"{name} must be a whole number, got {name}={value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value}")
+
+
+def length_of(value: object) -> int | None:
+    """Return the length, or None if there is none, as of a loader of torch over a stream."""
+    if not isinstance(value, Sized):
+        return None
+    try:
+        return len(value)
+    except TypeError:
+        return None
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -7,7 +7,7 @@ loss (an exponential moving average with its start corrected), against the logar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from fasttricks._checks import (
     check_integer,
     check_number,
     check_positive,
+    length_of,
 )
 from fasttricks.engine import Trainer, preserve_training_state
+from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._trainer import Batch, Loss
 from fasttricks.engine._trial import endless, trial_trainer
 
@@ -36,6 +38,9 @@ Curve = npt.NDArray[np.float64]
 
 # Smith 2015, section 3.2: a half cycle of 2 to 10 epochs works well.
 _STEP_SIZE_EPOCHS = 4
+
+# With less there is no level to tell a jump by.
+_FEWEST_LOSSES = 3
 
 # Found with ResNet9 at two batch sizes, on training images held out.
 _PAST_THE_JUMP = 2.0
@@ -128,7 +133,7 @@ def lr_range_test(
 
     Raises:
         ValueError: If a number is out of its range, ``loader`` is missing or empty, or the loss is
-            not finite at the first update.
+            not finite at one of the first three updates.
         TypeError: If a module comes without an optimizer, or a ``Trainer`` with one.
 
     Reference:
@@ -175,7 +180,7 @@ def _sweep(
     ratios = [float(group["lr"]) / first if first > 0 else 1.0 for group in groups]
     losses: list[float] = []
     average, lowest = 0.0, math.inf
-    trainer.model.train()
+    start_training(trainer.model)
     for rate, batch in zip(rates, endless(loader), strict=False):
         for group, ratio in zip(groups, ratios, strict=True):
             set_rate(group, rate * ratio)
@@ -185,6 +190,11 @@ def _sweep(
             value = math.nan
         if not losses and not math.isfinite(value):
             raise ValueError(f"the loss must be finite at the first update, got {value}")
+        if not math.isfinite(value) and len(losses) < _FEWEST_LOSSES:
+            raise ValueError(
+                f"start_lr must be a rate at which the model trains for a while, got "
+                f"start_lr={rates[0]:g} and a loss of {value} after {len(losses)} updates; lower it"
+            )
         if not math.isfinite(value):
             return losses, True
         losses.append(value)
@@ -217,7 +227,7 @@ def _read_curve(
 ) -> RangeTest:
     smoothed = _smooth(losses, smoothing)
     max_lr, base_lr = suggest_range(rates, losses, smoothed)
-    length = len(loader) if isinstance(loader, Sized) else None
+    length = length_of(loader)
     return RangeTest(
         rates=tuple(map(float, rates)),
         losses=tuple(map(float, losses)),

@@ -30,6 +30,8 @@ _PROGRESS = {"step": "update", "epoch": "epoch", "train_seconds": "seconds of tr
 def plot_history(history: History, *, x: str = "step") -> Figure:
     """Draw a run's loss, accuracy and learning rate against its progress, side by side.
 
+    A history without an accuracy, whose targets were no classes, has no panel for it.
+
     Args:
         history: At least one row.
         x: What to draw against: "step" (updates, the default), "epoch" or "train_seconds".
@@ -44,10 +46,13 @@ def plot_history(history: History, *, x: str = "step") -> Figure:
     check_choice("x", x, _PROGRESS)
     if not len(history):
         raise ValueError("history must hold at least one epoch, got an empty one; call fit first")
-    figure = _new_figure(figsize=(11, 3.4))
-    panels = figure.subplots(1, 3)
+    figures = [("loss", "loss", 1)]
+    if {"accuracy", "val_accuracy"} & set(history.columns):
+        figures.append(("accuracy", "accuracy (%)", 100))
+    figure = _new_figure(figsize=(11 * (len(figures) + 1) / 3, 3.4))
+    *panels, rates = figure.subplots(1, len(figures) + 1)
     places = history[x]
-    for panel, name, scale in ((panels[0], "loss", 1), (panels[1], "accuracy", 100)):
+    for panel, (name, title, scale) in zip(panels, figures, strict=True):
         # The training loss is the one that is minimised, label smoothing and all.
         training = "training objective" if name == "loss" else "training"
         for column, label in ((name, training), (f"val_{name}", "validation")):
@@ -55,9 +60,11 @@ def plot_history(history: History, *, x: str = "step") -> Figure:
                 values = [None if value is None else scale * value for value in history[column]]
                 panel.plot(places, values, marker="o", markersize=3, label=label)
         panel.legend(frameon=False)
-    panels[2].plot(places, history["lr"], color="tab:green", marker="o", markersize=3)
-    for panel, title in zip(panels, ("loss", "accuracy (%)", "learning rate"), strict=True):
-        panel.set(title=title, xlabel=_PROGRESS[x])
+        panel.set(title=title)
+    rates.plot(places, history["lr"], color="tab:green", marker="o", markersize=3)
+    rates.set(title="learning rate")
+    for panel in figure.axes:
+        panel.set(xlabel=_PROGRESS[x])
         panel.grid(alpha=0.3)
     return figure
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from fasttricks.data import DeviceLoader, ImageSet
 from fasttricks.engine import Trainer
@@ -280,6 +280,39 @@ def test_bad_numbers_are_named(options, message):
 def test_a_loss_that_is_nan_at_the_first_update_is_named():
     with pytest.raises(ValueError, match="the loss must be finite at the first update, got nan"):
         run(loss=lambda outputs, targets: outputs.sum() * math.nan)
+
+
+@pytest.mark.parametrize("finite", [1, 2, 3])
+def test_a_loss_that_diverges_at_once_is_named(finite):
+    calls = []
+
+    def loss(outputs, targets):
+        calls.append(1)
+        return nn.functional.cross_entropy(outputs, targets) * (
+            1.0 if len(calls) <= finite else math.inf
+        )
+
+    if finite == 3:
+        result = run(loss=loss)
+        assert result.diverged
+        assert len(result.losses) == 3
+        return
+    message = f"start_lr must be .* got start_lr=0.0001 and a loss of inf after {finite} updates"
+    with pytest.raises(ValueError, match=message):
+        run(loss=loss)
+
+
+def test_a_loader_without_a_length_gives_no_step_size():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            generator = torch.Generator().manual_seed(1)
+            for label in range(48):
+                yield torch.randn(3, 8, 8, generator=generator), label % 3
+
+    model, loader = make_model(), DataLoader(Stream(), batch_size=16)
+    result = lr_range_test(model, sgd(model), loader, num_steps=10, precision="fp32")
+    assert result.step_size is None
+    assert len(result.losses) == 10
 
 
 def test_missing_parts_are_named():

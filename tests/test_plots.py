@@ -26,6 +26,14 @@ def test_the_lines_hold_the_historys_columns():
     ]
 
 
+def test_a_run_without_an_accuracy_has_no_panel_for_it():
+    history = History()
+    history.append({"step": 5, "lr": 0.4, "loss": 2.0, "val_loss": 3.0})
+    loss, rate = plot_history(history).axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[2.0], [3.0]]
+    assert (loss.get_title(), rate.get_title()) == ("loss", "learning rate")
+
+
 @pytest.mark.parametrize(
     ("x", "places", "label"),
     [("epoch", [1, 2], "epoch"), ("train_seconds", [3.5, 7.25], "seconds of training")],

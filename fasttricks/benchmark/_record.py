@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from fasttricks.engine import History, replacing, write_json
+from fasttricks.engine._files import without_nonfinite
 
 RUN_FILES = ("record.json", "history.csv", "curves.png", "model.safetensors")
 
@@ -101,7 +101,7 @@ def write_run(
     # Typed in its package only since 0.5; the import stays here to keep `import fasttricks` light.
     from safetensors.torch import save
 
-    record = _finite(dict(record))
+    record = without_nonfinite(dict(record))
     json.dumps(record)  # raises before anything is touched
     folder = Path(folder)
     (folder / "record.json").unlink(missing_ok=True)
@@ -116,15 +116,6 @@ def write_run(
         # safetensors' own writer would leave a file that its owner alone can read.
         temporary.write_bytes(save(weights))
     write_json(folder / "record.json", record)
-
-
-def _finite(value: Any) -> Any:
-    """The value with every NaN and infinity in it, which JSON cannot hold, replaced by None."""
-    if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _version(package: str) -> str | None:

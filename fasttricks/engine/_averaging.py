@@ -171,6 +171,14 @@ class WeightAverage(_Average):
         if done == total:
             self.hand_over(trainer.model, precision=trainer.precision)
 
+    @override
+    def on_short_epoch(self, trainer: Trainer) -> None:
+        """Hand the average over if the run ends here."""
+        if trainer.batches_done == trainer.total_steps:
+            if not int(self._started().n_averaged):  # without any it would be the first weights
+                self.update(trainer.model)
+            self.hand_over(trainer.model, precision=trainer.precision)
+
 
 class Lookahead(_Average):
     """Every few updates pull the weights back onto a slow average of them, and go on from there.
@@ -250,6 +258,12 @@ class Lookahead(_Average):
         if done == total:
             self.hand_over(trainer.model)
 
+    @override
+    def on_short_epoch(self, trainer: Trainer) -> None:
+        """Hand the slow weights over if the run ends here."""
+        if trainer.batches_done == trainer.total_steps:
+            self.hand_over(trainer.model)
+
 
 class StochasticWeightAverage(_Average):
     """End with the plain mean of the weights at the ends of the last epochs.
@@ -294,6 +308,14 @@ class StochasticWeightAverage(_Average):
     @override
     def on_step_end(self, trainer: Trainer) -> None:
         """Take an epoch's last weights in; after the last update, hand the mean over."""
+        self._end_of_batch(trainer)
+
+    @override
+    def on_short_epoch(self, trainer: Trainer) -> None:
+        """Take the epoch's last weights in, which came sooner than expected."""
+        self._end_of_batch(trainer)
+
+    def _end_of_batch(self, trainer: Trainer) -> None:
         done, total = trainer.batches_done, trainer.total_steps
         epoch_ends = done % trainer.steps_per_epoch == 0 or done == total
         if epoch_ends and done >= round(self.start_fraction * total):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._evaluate import start_training
+from fasttricks.engine._inputs import check_batch, check_outputs
 from fasttricks.engine._memory import is_out_of_memory
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss, Trainer
@@ -90,7 +92,8 @@ def find_batch_size(
     Raises:
         ValueError: If a number is out of its range, the batch is empty, or not even
             ``min_batch_size`` fits.
-        TypeError: If a module comes without an optimizer, or a ``Trainer`` with one.
+        TypeError: If a module comes without an optimizer, or a ``Trainer`` with one, or the batch
+            is no pair of tensors.
     """
     check_integer("min_batch_size", min_batch_size, minimum=1)
     check_integer("max_batch_size", max_batch_size, minimum=1)
@@ -100,11 +103,11 @@ def find_batch_size(
             f"min_batch_size must be at most max_batch_size, got min_batch_size={min_batch_size} "
             f"and max_batch_size={max_batch_size}"
         )
-    if not len(batch[0]):
+    if not len(check_batch(batch)[0]):
         raise ValueError("batch must hold at least one image, got an empty one")
     trainer = trial_trainer(model, optimizer, loss, precision)
     with preserve_training_state(trainer.model, trainer.optimizers, precision=trainer.precision):
-        trainer.model.train()
+        start_training(trainer.model)
         speeds, failed = _double(trainer, batch, min_batch_size, max_batch_size, steps)
         if refine and failed is not None and speeds:
             failed = _refine(trainer, batch, speeds, failed, steps)
@@ -189,7 +192,7 @@ def _update(trainer: Trainer, images: Tensor, targets: Tensor) -> None:
     for optimizer in trainer.optimizers:
         optimizer.zero_grad(set_to_none=True)
     with trainer.precision.forward_context():
-        outputs = trainer.model(images)
+        outputs = check_outputs(trainer.model(images))
     trainer.precision.backward(trainer.loss(outputs.float(), targets))
     trainer.precision.step(trainer.optimizers)
 

@@ -19,8 +19,8 @@ class Callback:
     """The base of callbacks; every method does nothing until it is overridden.
 
     Order of the calls: ``on_fit_start``; for each epoch ``on_epoch_start``, for each batch
-    ``on_step_start`` and ``on_step_end``, then ``on_epoch_end``; at last ``on_fit_end``, also after
-    an error.
+    ``on_step_start`` and ``on_step_end``, after an epoch that was shorter than its loader's length
+    ``on_short_epoch``, then ``on_epoch_end``; at last ``on_fit_end``, also after an error.
     """
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -34,6 +34,13 @@ class Callback:
 
     def on_step_end(self, trainer: Trainer) -> None:
         """After a batch's update."""
+
+    def on_short_epoch(self, trainer: Trainer) -> None:
+        """After the last batch of an epoch that had fewer than its loader's length.
+
+        ``trainer.batches_done`` counts the missing ones: the epoch is over, and so is the run where
+        it equals ``trainer.total_steps``, which no ``on_step_end`` has seen.
+        """
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """After an epoch and its validation; ``row`` is what the history keeps of it."""
@@ -94,7 +101,7 @@ class EarlyStop(Callback):
 
     Raises:
         ValueError: If ``target`` is not finite or ``mode`` unknown; after the first epoch, if the
-            history has no such column.
+            history has no such column, such as an accuracy where targets are no classes.
 
     Example:
         >>> stop_at_94_percent = EarlyStop(target=0.94)
@@ -116,11 +123,18 @@ class EarlyStop(Callback):
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """Stop if the target is reached."""
         if self.metric not in row:
-            hint = "; pass val=... to fit" if self.metric.startswith("val_") else ""
             raise ValueError(
                 f"metric must be a column of the history, which has {', '.join(row)}, "
-                f"got metric={self.metric!r}{hint}"
+                f"got metric={self.metric!r}{self._hint(row)}"
             )
         value = row[self.metric]
         if value >= self.target if self.mode == "max" else value <= self.target:
             trainer.stop = True
+
+    def _hint(self, row: dict[str, Value]) -> str:
+        """What to do about a column that is missing."""
+        if self.metric.startswith("val_") and "val_loss" not in row:
+            return "; pass val=... to fit"
+        if self.metric in ("accuracy", "val_accuracy"):
+            return "; without classes as targets there is none: watch a loss, or a metric of yours"
+        return ""

@@ -1,12 +1,15 @@
-"""Predictions and accuracy, plain or averaged over views of each image (test-time augmentation).
+"""Predictions and their loss, plain or averaged over views of each image (test-time augmentation).
 
-Shapes: images [N, C, H, W], logits [N, num_classes], targets [N].
+Shapes: images [N, C, H, W], outputs and targets as the loss takes them, for classes usually logits
+[N, num_classes] and targets [N].
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice
-from fasttricks.engine._distributed import collect
-from fasttricks.engine._precision import Precision
-from fasttricks.engine._totals import Metric
+from fasttricks.engine._distributed import collect, world_size
+from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs
+from fasttricks.engine._precision import Precision, as_precision
+from fasttricks.engine._totals import Metric, count_hits, holds_labels, holds_soft_labels
 
 TTA = ("none", "mirror", "translate", "mirror_translate")
 
@@ -27,8 +31,9 @@ class Evaluation:
     """What ``evaluate`` measured.
 
     Attributes:
-        accuracy: Share of images whose largest logit is their class, 0 to 1.
-        loss: Mean cross-entropy, without label smoothing.
+        accuracy: Share of labels, one an image or one a pixel, at which the logit is largest, 0 to
+            1; soft labels count by their largest class. NaN where targets are no classes.
+        loss: Mean loss over all images, a cross-entropy without its label smoothing.
         num_images: How many images there were.
         seconds: Time taken.
         metrics: Other figures by name.
@@ -67,6 +72,7 @@ def predict(
 
     Raises:
         ValueError: If ``tta`` is unknown or ``batches`` is empty.
+        TypeError: If the batches are no pairs of tensors, or the model returns no tensor.
 
     Reference:
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
@@ -80,19 +86,61 @@ def evaluate(
     *,
     tta: str = "none",
     precision: Precision | str = "fp32",
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     metrics: Mapping[str, Metric] | None = None,
     dealt: bool = False,
 ) -> Evaluation:
-    """Measure accuracy and loss over all images; the arguments are those of ``predict``.
+    """Measure loss and accuracy over all images; the other arguments are those of ``predict``.
 
-    ``metrics`` are functions by name of all logits and targets, each of which returns a number.
+    Args:
+        model: As for ``predict``.
+        batches: As for ``predict``.
+        tta: As for ``predict``.
+        precision: As for ``predict``.
+        loss: Maps all outputs and targets to their mean loss; cross-entropy by default. An
+            ``nn.CrossEntropyLoss`` is taken without its label smoothing, a trick of training.
+        metrics: Functions by name of all outputs and targets, each of which returns a number.
+        dealt: As for ``predict``.
+
+    Returns:
+        The ``Evaluation``. Its accuracy is counted for integer labels [N, ...] with outputs
+        [N, K, ...], of which a label that the loss ignores is left out, and for soft labels [N, K]
+        whose rows are distributions; K is at least 2. It is NaN for all others.
+
+    Raises:
+        ValueError: If ``tta`` is unknown, ``batches`` is empty, or the loss is not one number.
+        TypeError: If the batches are no pairs of tensors, the model returns no tensor, or the
+            loss is no function.
     """
     start = time.perf_counter()
+    if loss is not None:
+        check_loss(loss)
     logits, targets = _predict(model, batches, tta, precision, dealt)
-    accuracy = (logits.argmax(1) == targets).sum().item() / len(targets)
-    loss = F.cross_entropy(logits, targets).item()
+    loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
+    # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
+    device = _device_of(model) if dealt and world_size() > 1 else logits.device
+    with torch.no_grad():
+        mean = check_mean(loss(logits.to(device), targets.to(device))).item()
+    accuracy = _accuracy(logits, targets, getattr(loss, "ignore_index", None))
     figures = {name: float(metric(logits, targets)) for name, metric in (metrics or {}).items()}
-    return Evaluation(accuracy, loss, len(targets), time.perf_counter() - start, figures)
+    return Evaluation(accuracy, mean, len(targets), time.perf_counter() - start, figures)
+
+
+def _without_smoothing(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    if not isinstance(loss, nn.CrossEntropyLoss) or not loss.label_smoothing:
+        return loss
+    plain = copy.copy(loss)
+    plain.label_smoothing = 0.0
+    return plain
+
+
+def _accuracy(outputs: Tensor, targets: Tensor, ignored: int | None) -> float:
+    if holds_soft_labels(outputs, targets):
+        targets = targets.argmax(1)
+    if not holds_labels(outputs, targets):
+        return math.nan
+    hits, labels = count_hits(outputs, targets, ignored)
+    return hits.item() / int(labels) if int(labels) else math.nan
 
 
 def _predict(
@@ -104,12 +152,11 @@ def _predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets of all batches."""
     check_choice("tta", tta, TTA)
-    if isinstance(precision, str):
-        precision = Precision(precision, device=_device_of(model))
+    precision = as_precision(precision, _device_of(model))
     logits, targets = [], []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
     with _evaluation_mode(model), torch.no_grad():
-        for images, labels in batches:
+        for images, labels in map(check_batch, batches):
             with precision.forward_context():
                 logits.append(_averaged_logits(model, images, tta))
             targets.append(labels)
@@ -128,8 +175,14 @@ def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
     if tta in ("mirror", "mirror_translate"):
         views += [(view.flip(-1), weight) for view, weight in views]
     total = sum(weight for _, weight in views)
-    logits = [model(view).float() * (weight / total) for view, weight in views]
+    logits = [check_outputs(model(view)).float() * (weight / total) for view, weight in views]
     return torch.stack(logits).sum(0)
+
+
+def start_training(model: nn.Module) -> None:
+    """Put a model into training mode, unless it is there: parts that were frozen in it stay so."""
+    if not model.training:
+        model.train()
 
 
 @contextmanager

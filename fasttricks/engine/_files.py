@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,17 @@ def write_json(path: Path | str, value: Any) -> None:
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def without_nonfinite(value: Any) -> Any:
+    """Return ``value`` with None for every NaN and infinity in it, which JSON cannot hold.
+
+    Example:
+        >>> without_nonfinite({"loss": [math.nan, 1.5]})
+        {'loss': [None, 1.5]}
+    """
+    if isinstance(value, Mapping):
+        return {name: without_nonfinite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nonfinite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch
 from fasttricks.engine._cuda_graph import Counted, Graphed
 from fasttricks.engine._distributed import Replica, world_size
+from fasttricks.engine._inputs import check_outputs
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image
 
@@ -137,7 +138,7 @@ class Gradients:
         with torch.no_grad():
             for part, part_targets in _parts(trainer, images, targets):
                 with trainer.precision.forward_context():
-                    outputs = trainer.model(part)
+                    outputs = check_outputs(trainer.model(part))
                 losses.append(self._loss_per_image(outputs.float(), part_targets))
                 counted.append((losses[-1].mean(), outputs, part_targets))
         # Batch norm counts an image once, when it is trained on.
@@ -154,7 +155,7 @@ class Gradients:
         for part, part_targets in parts:
             with self._replica.without_sum(when=len(losses) + 1 < len(parts)):
                 with trainer.precision.forward_context():
-                    outputs = network(part)
+                    outputs = check_outputs(network(part))
                 loss = share(outputs.float(), part_targets)
                 trainer.precision.backward(loss)
             losses.append(loss.detach())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fasttricks.engine._files import replacing, write_json
+from fasttricks.engine._files import replacing, without_nonfinite, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ class History:
     (the rate that the epoch's last update used), ``loss`` and ``accuracy`` (means over the epoch's
     training images), ``images_per_second``, ``train_seconds`` (so far, evaluation left out), and
     with validation ``val_loss``, ``val_accuracy`` and ``eval_seconds``. Accuracies are between 0
-    and 1.
+    and 1, and there are none where the targets are no classes.
 
     Example:
         >>> history = History()
@@ -70,8 +70,8 @@ class History:
             writer.writerows(self.rows)
 
     def to_json(self, path: Path | str) -> None:
-        """Write the rows as a JSON list of objects."""
-        write_json(path, self.rows)
+        """Write the rows as a JSON list of objects; NaN and infinities become null."""
+        write_json(path, without_nonfinite(self.rows))
 
     def to_pandas(self) -> Any:
         """Return a pandas ``DataFrame``, one row an epoch, NaN where there is no value.
@@ -86,7 +86,7 @@ class History:
         return DataFrame(self.rows, columns=self.columns)
 
     def plot(self, *, x: str = "step") -> Figure:
-        """Draw loss, accuracy and learning rate against "step", "epoch" or "train_seconds".
+        """Draw loss, accuracy if any, and learning rate against "step", "epoch" or "train_seconds".
 
         See ``fasttricks.plots.plot_history``; needs matplotlib.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._files import without_nonfinite
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
@@ -31,7 +31,7 @@ class JSONLines(Callback):
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     log = JSONLines(f"{folder}/log.jsonl")
-        ...     log.write({"epoch": 1, "loss": math.nan})
+        ...     log.write({"epoch": 1, "loss": float("nan")})
         ...     Path(f"{folder}/log.jsonl").read_text()
         '{"epoch": 1, "loss": null}\n'
     """
@@ -41,8 +41,7 @@ class JSONLines(Callback):
 
     def write(self, row: dict[str, Value]) -> None:
         """Append a row."""
-        values = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        line = json.dumps(values, allow_nan=False) + "\n"
+        line = json.dumps(without_nonfinite(row), allow_nan=False) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Closed each time: what is written is out of this process, and nothing stays open.
         with self.path.open("ab+") as file:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice
 from fasttricks._hardware import multiplies_bf16
+from fasttricks.engine._inputs import check_mean
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -58,7 +59,8 @@ class Precision:
         return torch.autocast(self._device_type, dtype=dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of ``loss`` (scaled, for fp16)."""
+        """Accumulate the gradients of ``loss``, a single number (scaled, for fp16)."""
+        check_mean(loss)
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def step(self, optimizers: Sequence[Optimizer], *, max_norm: float | None = None) -> bool:
@@ -95,6 +97,22 @@ class Precision:
         if self._scaler is not None and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         self.skipped_steps = state["skipped_steps"]
+
+
+def as_precision(precision: object, device: torch.device) -> Precision:
+    """Return a ``Precision`` as it is, or the one that a name stands for.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(precision, str):
+        return Precision(precision, device=device)
+    if not isinstance(precision, Precision):
+        names = ", ".join(repr(name) for name in PRECISIONS)
+        raise TypeError(
+            f"precision must be one of {names} or a Precision, got precision={precision!r}"
+        )
+    return precision
 
 
 def _clip(optimizers: Sequence[Optimizer], max_norm: float | None) -> None:

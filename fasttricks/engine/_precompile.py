@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fasttricks.data import DeviceLoader
 from fasttricks.engine._callbacks import FreezeAfter
 from fasttricks.engine._cuda_graph import WARMUP
+from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer
@@ -66,7 +67,7 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     with preserve_training_state(
         trial.model, trial.optimizers, loader, precision=trainer.precision
     ):
-        trial.model.train()
+        start_training(trial.model)
         for batch, updates in _batches(loader):
             for update in updates:
                 trial.step_count = trainer.step_count + update

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._files import replacing
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
@@ -106,7 +107,7 @@ def profile_steps(
     with preserve_training_state(
         trial.model, trial.optimizers, loader, precision=trainer.precision
     ):
-        trial.model.train()
+        start_training(trial.model)
         batches = endless(loader)
         for _ in range(warmup):
             trial.step(next(batches))

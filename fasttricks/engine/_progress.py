@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -19,7 +20,7 @@ _REFRESH_SECONDS = 0.25
 
 
 class Progress(Callback):
-    """Show epoch, step, loss, accuracy, images per second and the time left.
+    """Show epoch, step, loss, accuracy (of classes), images per second and the time left.
 
     On a terminal with rich installed, a bar shows the current epoch while it runs; anywhere else
     nothing but one line an epoch is written.
@@ -66,9 +67,10 @@ class Progress(Callback):
         self._refreshed = now
         done, totals = trainer.batches_done, trainer.totals
         epoch = -(-done // trainer.steps_per_epoch)
+        accuracy = totals.accuracy
         text = (
             f"step {done}/{trainer.total_steps}  loss {totals.loss:.4f}  "
-            f"acc {totals.accuracy:.1%}  "
+            f"{'' if math.isnan(accuracy) else f'acc {accuracy:.1%}  '}"
             f"{totals.images / (now - self._epoch_start):,.0f} images/s  left {self._left(trainer)}"
         )
         self._bar.update(
@@ -82,10 +84,13 @@ class Progress(Callback):
             f"epoch {min(row['epoch'], trainer.epochs):>4g}/{trainer.epochs:g}",
             f"step {trainer.batches_done}/{trainer.total_steps}",
             f"loss {row['loss']:.4f}",
-            f"acc {row['accuracy']:.1%}",
         ]
+        if "accuracy" in row:
+            parts += [f"acc {row['accuracy']:.1%}"]
         if "val_accuracy" in row:
             parts += [f"val acc {row['val_accuracy']:.2%}"]
+        elif "val_loss" in row:
+            parts += [f"val loss {row['val_loss']:.4f}"]
         parts += [
             f"{row['images_per_second']:,.0f} images/s",
             f"{row['train_seconds']:.1f} s",

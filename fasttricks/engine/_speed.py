@@ -76,10 +76,13 @@ def tf32_matmul() -> Iterator[None]:
 
 
 def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
-    """Return ``loss`` without its mean, by which the hardest images are told.
+    """Return ``loss`` as one number an image, [N], by which the hardest images are told.
+
+    Of a loss with several numbers an image, such as one a pixel, it is their mean.
 
     Raises:
-        ValueError: If ``select`` is not above 0 and at most 1, or the loss has no ``reduction``.
+        ValueError: If ``select`` is not above 0 and at most 1, or the loss has no ``reduction``;
+            when it is called, if the loss has not as many rows as there are outputs.
     """
     check_positive("select", select)
     if select > 1:
@@ -93,7 +96,17 @@ def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> A
         )
     each = copy.copy(loss)
     each.reduction = "none"  # type: ignore[attr-defined]
-    return each
+
+    def of_images(outputs: Tensor, targets: Tensor) -> Tensor:
+        losses = each(outputs, targets)
+        if losses.shape[:1] != outputs.shape[:1]:
+            raise ValueError(
+                f"select={select} must come with a loss that is told by image, got shape "
+                f"{list(losses.shape)} from reduction='none' for outputs {list(outputs.shape)}"
+            )
+        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+    return of_images
 
 
 def hardest(losses: Tensor, share: float) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
+from fasttricks._checks import (
+    check_choice,
+    check_fraction,
+    check_integer,
+    check_positive,
+    length_of,
+)
 from fasttricks.engine._batch_loss import Loss
 from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._checkpoint import (
@@ -34,10 +41,21 @@ from fasttricks.engine._distributed import (
     share_tensors,
     world_size,
 )
-from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict
+from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
 from fasttricks.engine._history import History, Value
-from fasttricks.engine._precision import Precision, all_finite, gradients_are_finite
+from fasttricks.engine._inputs import (
+    check_batch,
+    check_loss,
+    optimizers_of,
+    schedulers_of,
+)
+from fasttricks.engine._precision import (
+    Precision,
+    all_finite,
+    as_precision,
+    gradients_are_finite,
+)
 from fasttricks.engine._progress import Progress
 from fasttricks.engine._speed import check_tf32, tf32_matmul, use_fused
 from fasttricks.engine._totals import Metric, Totals, check_names
@@ -64,6 +82,10 @@ class Trainer:
     optimizer, schedule. A batch larger than ``micro_batch_size`` is computed in parts, as even as
     can be, whose gradients add up to those of the whole batch (batch norm sees the parts).
 
+    A part of the model that you put into evaluation mode, such as a batch norm that is to keep its
+    statistics, stays there as long as the model itself is in training mode; ``model.train()`` is
+    called if it is not, and reaches all parts.
+
     Args:
         model: Maps images [N, C, H, W] to logits, already on its device; convolution weights are
             put into channels_last memory format unless ``channels_last`` is off.
@@ -72,16 +94,20 @@ class Trainer:
             or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
+            ``val`` is measured by it too, a cross-entropy without its label smoothing.
         label_smoothing: Share of the target that the cross-entropy spreads over all classes, 0 to
             1; 0 by default, and only without a ``loss`` of your own.
         metrics: Functions by name that map (outputs, targets) to a mean over the images; they
             become columns of the history, with ``val_`` before the name for those of ``val``.
         precision: "auto" (default), "fp32", "bf16", "fp16", or a ``Precision``.
-        channels_last: Compute in channels_last memory format; on by default.
+        channels_last: Compute in channels_last memory format; on by default. A model that calls
+            ``view`` on what a convolution or pooling returns needs ``flatten`` or ``reshape``
+            instead, or False here.
         micro_batch_size: Largest number of images computed at once; the whole batch by default.
         grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
         select: Share of each batch that is trained on, above 0 to 1: a forward pass without
-            gradients finds the images with the highest losses. Needs a loss with a ``reduction``.
+            gradients finds the images with the highest losses, the mean of each image's own where
+            there are several. Needs a loss with a ``reduction``.
         nonfinite: What a NaN or infinite loss does: "raise" (default) ends ``fit``, "skip" leaves
             that update out, also for gradients that are not finite, with weights, statistics and
             schedules as they were, at the price of waiting for the device in every update.
@@ -107,7 +133,8 @@ class Trainer:
     Raises:
         ValueError: If an argument is out of its range, or the model's device cannot do what is
             asked for.
-        TypeError: If an optimizer or callback is none.
+        TypeError: If an optimizer, scheduler, loss, metric, precision or callback is none, or a
+            ``step()`` needs an argument, as that of LBFGS or ReduceLROnPlateau.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -146,8 +173,9 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
-        self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        _check_types("optimizer", self.optimizers, Optimizer)
+        self.optimizers = optimizers_of(optimizer)
+        if loss is not None:
+            check_loss(loss)
         _check_types("callbacks", callbacks, Callback)
         if micro_batch_size is not None:
             check_integer("micro_batch_size", micro_batch_size, minimum=1)
@@ -162,14 +190,13 @@ class Trainer:
                 f"label_smoothing must be left to the loss that is given, got "
                 f"label_smoothing={label_smoothing}"
             )
+        if metrics is not None:
+            check_names(metrics)
         self.metrics = dict(metrics or {})
-        check_names(self.metrics)
         self.model = model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.loss = loss or nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        if isinstance(precision, str):
-            precision = Precision(precision, device=self.device)
-        self.precision = precision
+        self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
+        self.precision = as_precision(precision, self.device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
@@ -181,7 +208,7 @@ class Trainer:
             use_fused(self.optimizers)
         if channels_last:
             model.to(memory_format=torch.channels_last)
-        self.schedulers: list[Scheduler] = list(schedulers)
+        self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
         self.settings = [settings_of(one) for one in self.optimizers]
@@ -210,7 +237,7 @@ class Trainer:
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
         self.last_checkpoint: Path | None = None
-        self.totals = Totals(self.device, self.metrics)
+        self.totals = self._new_totals()
 
     @property
     def lr(self) -> float:
@@ -229,15 +256,20 @@ class Trainer:
         run with k skipped updates ends k values before the end of its schedules.
 
         Raises:
-            ValueError: If the batch holds no image.
+            ValueError: If the batch holds no image, or the loss is not one number.
+            TypeError: If the batch is no pair of tensors, or the model returns no tensor.
             FloatingPointError: On a CPU, if the loss is NaN or infinite, before the update;
                 elsewhere ``fit`` looks now and then.
         """
         images, targets = self._to_device(batch)
         if not len(images):
             raise ValueError("batch must hold at least one image, got an empty one")
-        with tf32_matmul() if self.tf32 else nullcontext():
-            loss, counted = self._gradients.fill(self, images, targets)
+        try:
+            with tf32_matmul() if self.tf32 else nullcontext():
+                loss, counted = self._gradients.fill(self, images, targets)
+        except RuntimeError as error:
+            self._explain(error)
+            raise
         # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
         if self.nonfinite == "raise" and self.device.type == "cpu" and not loss.isfinite():
             self._gradients.take_back(self.optimizers)
@@ -273,7 +305,8 @@ class Trainer:
 
         Args:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
-                ``DeviceLoader``, a ``DataLoader``, a list.
+                ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
+                length there is a warning, and what is due at an epoch's end or the run's is done.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -284,23 +317,28 @@ class Trainer:
                 bit.
 
         Raises:
-            ValueError: If a number is out of its range, ``train`` is empty, ``checkpoints`` holds
-                those of another run, or a checkpoint is damaged, of another model, or of optimizers
-                or schedules with other numbers.
-            TypeError: If ``train`` has no length.
+            ValueError: If a number is out of its range, ``train`` or ``val`` is empty,
+                ``checkpoints`` holds those of another run, or a checkpoint is damaged, of another
+                model, or of optimizers or schedules with other numbers.
+            TypeError: If ``train`` has no length, or yields anything but pairs of tensors.
             FloatingPointError: If the loss is NaN or infinite.
         """
         check_positive("epochs", epochs)
-        if not isinstance(train, Sized):
+        length = length_of(train)
+        if length is None:
             raise TypeError(
-                f"train must have a length, got {type(train).__name__}; pass a list or loader"
+                f"train must have a length, got {type(train).__name__} without one; pass a list or "
+                "loader, of a stream one whose data set has a __len__"
             )
-        if not len(train):
+        if not length:
             raise ValueError("train must hold at least one batch, got an empty loader")
+        if length_of(val) == 0:
+            raise ValueError("val must hold at least one batch, got an empty one; pass None")
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
-        self.epochs, self.steps_per_epoch, self.batches_done = epochs, len(train), 0
-        self.total_steps = max(1, round(epochs * len(train)))
+        self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
+        self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
+        self._warned_of_short_epoch = False
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
         if store is not None:
@@ -316,7 +354,7 @@ class Trainer:
             if resumed is not None:
                 resumed.restore_callbacks(self)
                 resumed.restore_random_states()
-            for _ in range(math.ceil((self.total_steps - self.batches_done) / len(train))):
+            for _ in range(math.ceil((self.total_steps - self.batches_done) / length)):
                 if self.stop:
                     break
                 self._train_epoch(train)
@@ -328,22 +366,34 @@ class Trainer:
         return self.history
 
     def evaluate(self, batches: Iterable[Batch], *, tta: str = "none") -> Evaluation:
-        """Measure accuracy, loss and metrics; see ``fasttricks.engine.evaluate``."""
+        """Measure the trainer's loss, accuracy and metrics; see ``fasttricks.engine.evaluate``.
+
+        The accuracy is NaN where the targets are no classes.
+        """
         check_choice("tta", tta, TTA)
-        return evaluate(
-            self.model,
-            map(self._to_device, deal(batches)),
-            tta=tta,
-            precision=self.precision,
-            metrics=self.metrics,
-            dealt=True,
-        )
+        try:
+            return evaluate(
+                self.model,
+                map(self._to_device, deal(batches)),
+                tta=tta,
+                precision=self.precision,
+                loss=self.loss,
+                metrics=self.metrics,
+                dealt=True,
+            )
+        except RuntimeError as error:
+            self._explain(error)
+            raise
 
     def predict(self, batches: Iterable[Batch], *, tta: str = "none") -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
         check_choice("tta", tta, TTA)
         batches = map(self._to_device, deal(batches))
-        return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+        try:
+            return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+        except RuntimeError as error:
+            self._explain(error)
+            raise
 
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all."""
@@ -389,8 +439,8 @@ class Trainer:
 
     def _train_epoch(self, train: Iterable[Batch]) -> None:
         self._call("on_epoch_start")
-        self.totals = Totals(self.device, self.metrics)
-        self.model.train()
+        self.totals = self._new_totals()
+        start_training(self.model)
         set_sampler_epoch(train, len(self.history))
         start = time.perf_counter()
         done, left = self.batches_done, self.total_steps - self.batches_done
@@ -408,6 +458,9 @@ class Trainer:
         if self.batches_done == done:
             raise ValueError("train must yield batches anew each epoch, got none in this one")
         self._check_loss()  # waits for the device, so that the time below is that of finished work
+        expected = min(left, self.steps_per_epoch)
+        if self.batches_done - done < expected:
+            self._end_short_epoch(self.batches_done - done, done + expected)
         self.totals.seconds = time.perf_counter() - start
         self.train_seconds += self.totals.seconds
         self.totals.reduce()
@@ -423,7 +476,7 @@ class Trainer:
             "step": self.step_count,
             "lr": float(self.epoch_lr),
             "loss": totals.loss,
-            "accuracy": totals.accuracy,
+            **_if_any("accuracy", totals.accuracy),
             **totals.metrics,
             "images_per_second": totals.images / totals.seconds,
             "train_seconds": self.train_seconds,
@@ -434,7 +487,7 @@ class Trainer:
             result = self.evaluate(val)
             row |= {
                 "val_loss": result.loss,
-                "val_accuracy": result.accuracy,
+                **_if_any("val_accuracy", result.accuracy),
                 **{f"val_{name}": value for name, value in result.metrics.items()},
                 "eval_seconds": result.seconds,
             }
@@ -444,6 +497,22 @@ class Trainer:
         # A gradient may be NaN where the loss is not, and nothing could go on from such weights.
         if not all_finite(self.model):
             raise FloatingPointError(self.fault("the weights are no longer finite"))
+
+    def _end_short_epoch(self, count: int, end: int) -> None:
+        """Go to the place where the epoch was to end, with a warning the first time."""
+        if not self._warned_of_short_epoch:
+            self._warned_of_short_epoch = True
+            warnings.warn(
+                f"train has a length of {self.steps_per_epoch} batches and yielded {count} in an "
+                "epoch: schedules made for its length stop short; give it the length that it has",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.batches_done = end
+        self._call("on_short_epoch")
+
+    def _new_totals(self) -> Totals:
+        return Totals(self.device, self.metrics, ignored=getattr(self.loss, "ignore_index", None))
 
     def _is_finite(self, loss: Tensor) -> bool:
         # An overflow of fp16's gradients is for the scaler to see, which lowers its scale then.
@@ -456,6 +525,15 @@ class Trainer:
         if not math.isfinite(loss):
             raise FloatingPointError(self.fault(f"the loss became {loss}"))
 
+    def _explain(self, error: RuntimeError) -> None:
+        """Add to an error of a ``view`` that channels_last refuses what can be done about it."""
+        text = str(error)
+        if self.memory_format is torch.channels_last and "view size is not compatible" in text:
+            error.args = (
+                f"{text}\nThe trainer computes in channels_last: call reshape or flatten in place "
+                "of view in the model, or pass channels_last=False",
+            )
+
     def fault(self, what: str, *, next_update: bool = False) -> str:
         """Return the message of an error of the numbers: what, where, and from where to go on."""
         saved, update = self.last_checkpoint, self.step_count + next_update
@@ -466,7 +544,7 @@ class Trainer:
         )
 
     def _to_device(self, batch: Batch) -> Batch:
-        images, targets = batch
+        images, targets = check_batch(batch)
         if images.ndim == 4:
             # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
             images = images.to(
@@ -479,6 +557,11 @@ class Trainer:
     def _call(self, event: str) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self)
+
+
+def _if_any(name: str, accuracy: float) -> dict[str, float]:
+    """The accuracy as an entry of a row, and no entry where targets are no classes."""
+    return {} if math.isnan(accuracy) else {name: accuracy}
 
 
 def _check_types(name: str, values: Sequence[object], expected: type) -> None:

@@ -441,3 +441,65 @@ def test_calls_before_the_start_are_named(make):
 def test_numbers_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# Loaders that yield less than their length -----------------------------------------------------
+
+
+class Short(list):
+    """Two batches more in its length than it yields."""
+
+    def __len__(self):
+        return super().__len__() + 2
+
+
+def short_run(*callbacks, epochs=3, val=None):
+    model, keep = make_model(), Keep()
+    trainer = make_trainer(model, keep, *callbacks)
+    with pytest.warns(RuntimeWarning, match="a length of 5 batches and yielded 3") as caught:
+        trainer.fit(Short(make_batches(3)), epochs, val=val)
+    assert len(caught) == 1
+    return trainer, keep.weights
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_after_short_epochs_the_moving_average_is_handed_over(epochs):
+    trainer, weights = short_run(WeightAverage(decay=0.75), epochs=epochs)
+    assert len(weights) == trainer.step_count == 3 * epochs
+    assert trainer.batches_done == trainer.total_steps == 5 * epochs
+    assert_equal(floats(trainer.model), moving_average(weights, 0.75))
+
+
+def test_an_average_that_took_nothing_in_takes_the_last_weights():
+    trainer, weights = short_run(WeightAverage(decay=0.75, start_fraction=1.0))
+    assert_equal(floats(trainer.model), weights[-1])
+
+
+def test_after_short_epochs_the_slow_weights_are_handed_over():
+    lookahead = Lookahead(every=2)
+    trainer, weights = short_run(lookahead, epochs=1)
+    assert_equal(floats(trainer.model), floats(lookahead.average.module))
+    assert not torch.equal(floats(trainer.model)["0.weight"], weights[-1]["0.weight"])
+
+
+def test_the_mean_over_epochs_takes_the_ends_of_short_ones():
+    trainer, weights = short_run(StochasticWeightAverage(None, start_fraction=0.6))
+    mean = {name: (weights[5][name] + weights[8][name]) / 2 for name in weights[0]}
+    torch.testing.assert_close(floats(trainer.model), mean)
+
+
+def test_the_last_validation_after_short_epochs_sees_the_average():
+    batches = make_batches()
+    trainer, _ = short_run(WeightAverage(decay=0.9), val=batches)
+    assert trainer.history["val_loss"][-1] == trainer.evaluate(batches).loss
+
+
+def test_a_run_of_short_epochs_goes_on_from_its_checkpoint(tmp_path):
+    batches = Short(make_batches(3))
+    for epochs in (1, 3):
+        model = make_model()
+        trainer = make_trainer(model, WeightAverage(decay=0.9))
+        with pytest.warns(RuntimeWarning, match="and yielded 3"):
+            trainer.fit(batches, epochs, checkpoints=tmp_path, resume=epochs > 1)
+    assert trainer.step_count == 9
+    assert trainer.history["step"] == [3, 6, 9]

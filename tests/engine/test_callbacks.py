@@ -58,6 +58,15 @@ def test_early_stop_names_a_column_that_is_missing():
         EarlyStop(target=0.9).on_epoch_end(SimpleNamespace(), {"epoch": 1, "loss": 1.0})
 
 
+def test_early_stop_says_that_without_classes_there_is_no_accuracy():
+    row = {"epoch": 1, "loss": 1.0, "val_loss": 1.0}
+    for metric in ("accuracy", "val_accuracy"):
+        with pytest.raises(ValueError, match=f"got metric='{metric}'; without classes as targets"):
+            EarlyStop(target=0.9, metric=metric).on_epoch_end(SimpleNamespace(), row)
+    with pytest.raises(ValueError, match="got metric='val_top5'$"):
+        EarlyStop(target=0.9, metric="val_top5").on_epoch_end(SimpleNamespace(), row)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,12 +1,16 @@
-"""Evaluation: accuracy, and the views of test-time augmentation against a plain loop."""
+"""Evaluation: loss and accuracy, and the views of test-time augmentation against a plain loop."""
 
 from __future__ import annotations
+
+import io
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from fasttricks.engine import evaluate, predict
+from fasttricks.engine import Progress, Trainer, evaluate, predict
+from fasttricks.engine._totals import Totals
 
 
 def make_model():
@@ -77,3 +81,142 @@ def test_unknown_views_and_no_batches_are_refused():
         predict(make_model(), [], tta="ten_crop")
     with pytest.raises(ValueError, match="at least one batch, got none"):
         evaluate(make_model(), [])
+
+
+# Losses and targets of all kinds -----------------------------------------------------------------
+
+
+def net(*shape):
+    """A linear map from images [N, 3, 2, 2] to outputs [N, *shape]."""
+    torch.manual_seed(0)
+    outputs = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, outputs), nn.Unflatten(1, shape or (1,)))
+
+
+def numbers(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(2))
+
+
+def labels(high, *shape):
+    return torch.randint(high, shape, generator=torch.Generator().manual_seed(2))
+
+
+INPUTS = torch.randn(10, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+IGNORED = torch.where(labels(5, 10, 4, 4) == 4, 255, labels(5, 10, 4, 4))
+NO_CLASSES = {
+    "regression": (net(1), nn.MSELoss(), numbers(10, 1)),
+    "several numbers": (net(8), nn.MSELoss(), numbers(10, 8)),
+    "without a second dimension": (
+        nn.Sequential(net(1), nn.Flatten(0)),
+        nn.SmoothL1Loss(),
+        numbers(10),
+    ),
+    "several classes an image": (
+        net(6),
+        nn.BCEWithLogitsLoss(),
+        labels(2, 10, 6).float(),
+    ),
+    "dense numbers": (net(2, 4, 4), nn.L1Loss(), numbers(10, 2, 4, 4)),
+    "a single output": (
+        net(1),
+        lambda outputs, targets: (outputs[:, 0] - targets).abs().mean(),
+        labels(3, 10),
+    ),
+}
+CLASSES = {
+    "weights": (net(4), nn.CrossEntropyLoss(torch.tensor([1.0, 9.0, 0.1, 2.0])), labels(4, 10)),
+    "an ignored label": (
+        net(4),
+        nn.CrossEntropyLoss(torch.tensor([1.0, 9.0, 0.1, 2.0]), ignore_index=3),
+        labels(4, 10),
+    ),
+    "dense": (net(4, 4, 4), nn.CrossEntropyLoss(), labels(4, 10, 4, 4)),
+    "dense with a border": (net(4, 4, 4), nn.CrossEntropyLoss(ignore_index=255), IGNORED),
+    "soft": (net(4), nn.CrossEntropyLoss(), numbers(10, 4).softmax(1)),
+    "soft in bf16": (net(4), nn.MSELoss(), numbers(10, 4).softmax(1).bfloat16().float()),
+}
+
+
+def in_batches(targets):
+    """Batches of uneven sizes, so that a mean of their means would be another number."""
+    return list(zip(INPUTS.split([1, 6, 3]), targets.split([1, 6, 3]), strict=True))
+
+
+def trained(model, loss, targets):
+    """A trainer after an epoch at a rate of 0, with its row and its progress."""
+    stream = io.StringIO()
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.0),
+        loss=loss,
+        precision="fp32",
+        progress=False,
+        callbacks=[Progress(stream)],
+    )
+    batches = in_batches(targets)
+    return trainer, trainer.fit(batches, 1, val=batches).rows[0], stream.getvalue()
+
+
+@pytest.mark.parametrize(("model", "loss", "targets"), NO_CLASSES.values(), ids=NO_CLASSES)
+def test_without_classes_the_loss_is_the_trainers_and_there_is_no_accuracy(model, loss, targets):
+    trainer, row, line = trained(model, loss, targets)
+    with torch.no_grad():
+        expected = loss(model(INPUTS), targets).item()
+    assert row["val_loss"] == pytest.approx(expected, rel=1e-6)
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    assert "accuracy" not in row
+    assert "val_accuracy" not in row
+    assert math.isnan(trainer.evaluate(in_batches(targets)).accuracy)
+    assert "acc" not in line
+    assert f"val loss {expected:.4f}" in line
+    assert math.isnan(trainer.totals.accuracy)
+
+
+@pytest.mark.parametrize(("model", "loss", "targets"), CLASSES.values(), ids=CLASSES)
+def test_with_classes_loss_and_accuracy_are_those_of_all_labels_at_once(model, loss, targets):
+    trainer, row, line = trained(model, loss, targets)
+    with torch.no_grad():
+        outputs = model(INPUTS)
+    expected = loss(outputs, targets).item()
+    soft = targets.is_floating_point()
+    classes = targets.argmax(1) if soft else targets
+    counted = classes != getattr(loss, "ignore_index", -100)
+    accuracy = (outputs.argmax(1) == classes)[counted].double().mean().item()
+    assert row["val_loss"] == pytest.approx(expected, rel=1e-6)
+    assert row["val_accuracy"] == pytest.approx(accuracy)
+    assert row["accuracy"] == pytest.approx(accuracy)
+    assert f"val acc {accuracy:.2%}" in line
+    assert trainer.evaluate(in_batches(targets)).accuracy == row["val_accuracy"]
+
+
+def test_a_cross_entropy_is_taken_without_its_smoothing_and_stays_as_it_is():
+    targets, loss = labels(4, 10), nn.CrossEntropyLoss(label_smoothing=0.3)
+    _, row, _ = trained(net(4), loss, targets)
+    with torch.no_grad():
+        outputs = net(4)(INPUTS)
+    assert row["val_loss"] == nn.functional.cross_entropy(outputs, targets).item()
+    assert row["loss"] == pytest.approx(loss(outputs, targets).item(), rel=1e-6)
+    assert loss.label_smoothing == 0.3
+    assert evaluate(net(4), in_batches(targets), loss=loss).loss == row["val_loss"]
+    assert evaluate(net(4), in_batches(targets)).loss == row["val_loss"]
+
+
+def test_labels_that_are_all_ignored_have_no_accuracy():
+    _, row, _ = trained(net(4), nn.CrossEntropyLoss(ignore_index=255), labels(4, 10))
+    assert "accuracy" in row
+    loss = nn.CrossEntropyLoss(ignore_index=2, reduction="sum")
+    result = evaluate(net(4), in_batches(torch.full((10,), 2)), loss=loss)
+    assert math.isnan(result.accuracy)
+    assert result.loss == 0
+
+
+def test_the_first_batch_says_whether_rows_are_distributions():
+    totals = Totals(torch.device("cpu"))
+    outputs = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
+    for targets in (outputs, 3 * outputs):
+        totals.add(torch.tensor(1.0), outputs, targets)
+    assert totals.accuracy == 1.0
+    totals = Totals(torch.device("cpu"))
+    for targets in (3 * outputs, outputs):
+        totals.add(torch.tensor(1.0), outputs, targets)
+    assert math.isnan(totals.accuracy)

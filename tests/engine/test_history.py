@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from types import ModuleType
 
@@ -41,6 +42,14 @@ def test_csv_and_json_give_the_rows_back(history, tmp_path):
         rows = list(csv.DictReader(file))
     assert [{k: float(v) for k, v in row.items() if v} for row in rows] == history.rows
     assert json.loads((tmp_path / "h.json").read_text()) == history.rows
+
+
+def test_json_holds_null_for_what_it_lacks(history, tmp_path):
+    history.append({"epoch": 3, "loss": math.nan, "val_loss": math.inf})
+    history.to_json(tmp_path / "h.json")
+    rows = json.loads((tmp_path / "h.json").read_text())
+    assert rows[:2] == history.rows[:2]
+    assert rows[2] == {"epoch": 3, "loss": None, "val_loss": None}
 
 
 def test_rows_are_copied_in():

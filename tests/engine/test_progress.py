@@ -48,6 +48,21 @@ def test_a_terminal_sees_step_loss_and_time_left_while_it_runs(monkeypatch):
     assert "images/s" in text
 
 
+def test_a_terminal_sees_no_accuracy_where_there_is_none(monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress_module, "_REFRESH_SECONDS", 0)
+    stream = Terminal()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"precision": "fp32", "progress": False, "callbacks": [Progress(stream)]}
+    batches = [(torch.randn(4, 3, 2, 2), torch.zeros(4, 1))] * 3
+    Trainer(model, optimizer, loss=nn.MSELoss(), **options).fit(batches, 1, val=batches)
+    text = stream.getvalue()
+    assert re.search(r"loss \d\.\d{4}  [\d,]+ images/s", text)
+    assert "acc" not in text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36000, "10:00:00")]
 )

@@ -357,6 +357,47 @@ def test_selecting_in_parts_chooses_the_same_images():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("head", "loss", "shape"),
+    [
+        ([nn.Flatten(), nn.Linear(12, 6)], nn.MSELoss(), (6,)),
+        ([nn.Flatten(), nn.Linear(12, 1), nn.Flatten(0)], nn.MSELoss(), ()),
+        ([nn.Flatten(), nn.Linear(12, 6)], nn.BCEWithLogitsLoss(), (6,)),
+        ([nn.Conv2d(3, 5, 1)], nn.CrossEntropyLoss(), (2, 2)),
+    ],
+)
+def test_of_several_losses_an_image_the_mean_tells_the_hardest(head, loss, shape):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8, 3, 2, 2, generator=generator)
+    is_label = isinstance(loss, nn.CrossEntropyLoss)
+    targets = torch.rand(8, *shape, generator=generator)
+    targets = (5 * targets).long() if is_label else targets
+    model = nn.Sequential(*copy.deepcopy(head))
+    plain = copy.deepcopy(model)
+    history = make_trainer(model, loss=loss, select=0.25).fit([(images, targets)], 1)
+    with torch.no_grad():
+        outputs = plain(images)
+        each = [loss(o, t).item() for o, t in zip(outputs.split(1), targets.split(1), strict=True)]
+    assert history["loss"] == [pytest.approx(sum(each) / 8)]
+    chosen = sorted(sorted(range(8), key=lambda i: each[i])[-2:])
+    optimizer = sgd(plain)
+    loss(plain(images[chosen]), targets[chosen]).backward()
+    optimizer.step()
+    assert_same(model, plain)
+
+
+def test_a_loss_that_is_not_told_by_image_cannot_select():
+    class Flat(nn.MSELoss):
+        def forward(self, outputs, targets):
+            return super().forward(outputs.flatten(), targets.flatten())
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    batch = (torch.zeros(4, 3, 2, 2), torch.zeros(4, 2))
+    message = r"told by image, got shape \[8\] from reduction='none' for outputs \[4, 2\]"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(model, loss=Flat(), select=0.5).step(batch)
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.01, 1), (0.5, 5), (0.99, 10)])
 def test_the_share_is_rounded_and_never_empty(share, count):
     losses = torch.rand(10, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,17 @@ from random_batches import make_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fasttricks.engine import Callback, FreezeAfter, Precision, Trainer, WeightAverage
+from fasttricks.engine import (
+    Callback,
+    FreezeAfter,
+    Precision,
+    Trainer,
+    WeightAverage,
+    find_batch_size,
+    precompile,
+    profile_steps,
+)
+from fasttricks.lr_range_test import lr_range_test
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 from fasttricks.schedules import linear
@@ -235,6 +246,20 @@ def test_a_loader_that_runs_dry_is_named():
         quiet(model, sgd(model)).fit(Once(), epochs=2)
 
 
+def test_a_fraction_of_an_epoch_that_falls_short_is_named_too():
+    class Short(list):
+        def __len__(self):
+            return 4
+
+    model = make_model()
+    trainer = quiet(model, sgd(model))
+    with pytest.warns(RuntimeWarning, match="a length of 4 batches and yielded 1 in an epoch"):
+        trainer.fit(Short(make_batches(1)), epochs=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.fit(make_batches(4), epochs=1.5)
+
+
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(poison):
     model = make_model()
@@ -266,6 +291,40 @@ def test_evaluate_leaves_weights_statistics_and_modes_alone():
         assert torch.equal(value, before[name]), name
 
 
+def trials(trainer, batches):
+    return {
+        "fit": lambda: trainer.fit(batches, 2, val=batches),
+        "lr_range_test": lambda: lr_range_test(trainer, loader=batches, num_steps=10),
+        "find_batch_size": lambda: find_batch_size(trainer, batches[0], max_batch_size=16),
+        "profile_steps": lambda: profile_steps(trainer, batches, steps=1),
+        "precompile": lambda: precompile(trainer, batches),
+    }
+
+
+@pytest.mark.parametrize("name", trials(None, None))
+def test_a_frozen_part_stays_frozen_while_the_model_trains(name):
+    model = make_model()
+    model[1].eval()
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append((model.training, model[1].training)))
+    before = copy.deepcopy(model[1].state_dict())
+    trials(quiet(model, sgd(model)), make_batches(2))[name]()
+    assert not model[1].training
+    assert set(modes) - {(False, False)} == {(True, False)}
+    for statistic in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(model[1].state_dict()[statistic], before[statistic])
+
+
+@pytest.mark.parametrize("name", trials(None, None))
+def test_a_model_in_evaluation_mode_is_put_into_training_mode(name):
+    model = make_model().eval()
+    modes = []
+    model.register_forward_hook(lambda *_: modes.append((model.training, model[1].training)))
+    trials(quiet(model, sgd(model)), make_batches(2))[name]()
+    assert (True, True) in modes
+    assert (True, False) not in modes
+
+
 def test_predict_gives_the_models_logits_in_order():
     model = make_model()
     batches = make_batches(3)
@@ -283,6 +342,43 @@ def test_convolutions_are_computed_in_channels_last():
     trainer.step(make_batches(1)[0])
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in seen[0])
+
+
+class Viewed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 9, 5)
+
+    def forward(self, images):
+        pooled = nn.functional.max_pool2d(self.conv(images), 2)
+        return self.linear(pooled.view(len(images), -1))
+
+
+@pytest.mark.parametrize("name", ["step", "evaluate", "predict"])
+def test_a_view_that_channels_last_refuses_is_told_the_ways_out(name):
+    batches = make_batches(1)
+
+    def call(**options):
+        model = Viewed()
+        trainer = quiet(model, sgd(model), **options)
+        getattr(trainer, name)(batches[0] if name == "step" else batches)
+
+    call(channels_last=False)
+    message = (
+        r"view size is not compatible[\s\S]*reshape or flatten .* or pass channels_last=False$"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        call(channels_last=True)
+
+
+def test_other_errors_keep_their_words():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, 5))
+    for call in (lambda t, b: t.step(b[0]), lambda t, b: t.evaluate(b)):
+        with pytest.raises(
+            RuntimeError, match="^mat1 and mat2 shapes cannot be multiplied"
+        ) as caught:
+            call(quiet(model, sgd(model), channels_last=True), make_batches(1))
+        assert "channels_last" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
