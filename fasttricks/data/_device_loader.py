@@ -106,13 +106,13 @@ class DeviceLoader:
         _check_flag("drop_last", drop_last)
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix must be a Mixup or a CutMix, got mix={mix!r}")
-        _check_batch_size(batch_size, len(image_set), drop_last)
-        _check_share(rank, world_size, batch_size, 0 if drop_last else len(image_set) % batch_size)
-        self.rank, self.world_size = rank, world_size
-        self.batch_size = batch_size
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
+        self.world_size = check_integer("world_size", world_size, minimum=1)
+        self.rank = check_integer("rank", rank)
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.seed = seed
+        self.seed = check_integer("seed", seed)
+        self._check_share(len(image_set))
         self.device = _usable_device(device)
         self.pipeline = Pipeline(transforms)
         self.mix = mix
@@ -132,6 +132,25 @@ class DeviceLoader:
         none = torch.empty(0, dtype=torch.int64, device=self.device)
         self._batch(none, self._epoch, self._sample(none, self._epoch))
 
+    def _check_share(self, number: int) -> None:
+        """Raise unless each batch of ``number`` images has one for each process."""
+        if self.drop_last and self.batch_size > number:
+            raise ValueError(
+                f"batch_size must be at most the number of images with drop_last=True, "
+                f"got batch_size={self.batch_size} and {number} images; use drop_last=False"
+            )
+        if self.rank >= self.world_size:
+            raise ValueError(
+                f"rank must be under world_size, got rank={self.rank} of {self.world_size}"
+            )
+        rest = 0 if self.drop_last else number % self.batch_size
+        smallest = min(self.batch_size, rest or self.batch_size)
+        if smallest < self.world_size:
+            raise ValueError(
+                f"each batch must hold an image for each process, got {smallest} images for "
+                f"world_size={self.world_size}; use drop_last=True or another batch_size"
+            )
+
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
@@ -149,8 +168,7 @@ class DeviceLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration serve ``epoch``, from 0."""
-        check_integer("epoch", epoch)
-        self._epoch = epoch
+        self._epoch = check_integer("epoch", epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Return the seed and the epoch, all that its order and augmentation depend on."""
@@ -246,28 +264,6 @@ def _is_ours(piece: Transform[Any]) -> bool:
 def _check_flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {name}={value!r}")
-
-
-def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:
-    check_integer("batch_size", batch_size, minimum=1)
-    if drop_last and batch_size > number:
-        raise ValueError(
-            f"batch_size must be at most the number of images with drop_last=True, "
-            f"got batch_size={batch_size} and {number} images; use drop_last=False"
-        )
-
-
-def _check_share(rank: int, world_size: int, batch_size: int, rest: int) -> None:
-    check_integer("world_size", world_size, minimum=1)
-    check_integer("rank", rank)
-    if rank >= world_size:
-        raise ValueError(f"rank must be under world_size, got rank={rank} of {world_size}")
-    smallest = min(batch_size, rest or batch_size)
-    if smallest < world_size:
-        raise ValueError(
-            f"each batch must hold an image for each process, got {smallest} images for "
-            f"world_size={world_size}; use drop_last=True or another batch_size"
-        )
 
 
 def _usable_device(device: torch.device | str) -> torch.device:

@@ -124,13 +124,12 @@ class ImageSet:
             >>> len(rest), sorted(held_out.labels.tolist())
             (8, [0, 1])
         """
-        check_integer("seed", seed)
+        seed = check_integer("seed", seed)
         if isinstance(holdout, float):
             check_fraction("holdout", holdout)
             count = round(holdout * len(self))
         else:
-            check_integer("holdout", holdout, minimum=1)
-            count = int(holdout)
+            count = check_integer("holdout", holdout, minimum=1)
         if not 0 < count < len(self):
             raise ValueError(
                 f"holdout must leave at least one image in each part, got holdout={holdout} "

@@ -73,8 +73,8 @@ class Cutout(Transform[Boxes]):
     inside: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        check_integer("holes", self.holes, minimum=1)
+        object.__setattr__(self, "size", _checked_size(self.size))
+        object.__setattr__(self, "holes", check_integer("holes", self.holes, minimum=1))
         object.__setattr__(self, "fill", checked_fill(self.fill))
         check_fraction("p", self.p)
         if not isinstance(self.inside, bool):
@@ -240,14 +240,15 @@ def _channel_means(images: Tensor) -> Tensor:
     return (means if images.is_floating_point() else means.round()).to(images.dtype)
 
 
-def _check_size(size: object) -> None:
+def _checked_size(size: object) -> int | tuple[int, int]:
     if not isinstance(size, tuple):
-        check_integer("size", size, minimum=1)
-        return
+        return check_integer("size", size, minimum=1)
     if len(size) != 2:
         raise ValueError(f"size must be a number or (height, width), got size={size}")
-    check_integer("height of size", size[0], minimum=1)
-    check_integer("width of size", size[1], minimum=1)
+    return (
+        check_integer("height of size", size[0], minimum=1),
+        check_integer("width of size", size[1], minimum=1),
+    )
 
 
 def checked_fill(fill: Fill) -> Fill:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -239,6 +240,21 @@ def test_the_global_generator_is_not_touched():
     state = torch.get_rng_state()
     serve(DeviceLoader(image_set(), batch_size=5, transforms=TRANSFORMS, shuffle=True))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_numbers_of_numpy_are_kept_as_ints():
+    numbers = {"batch_size": 6, "seed": 200, "rank": 1, "world_size": 2}
+    plain = DeviceLoader(image_set(24), transforms=TRANSFORMS, shuffle=True, **numbers)
+    given = {name: np.uint8(value) for name, value in numbers.items()}
+    loader = DeviceLoader(image_set(24), transforms=TRANSFORMS, shuffle=True, **given)
+    for each in (plain, loader):
+        each.set_epoch(np.uint8(255))
+    for (images, labels), (expected, same) in zip(loader, plain, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, same)
+    assert (loader.epoch, loader.last_batch_size) == (256, 3)
+    kept = {name: getattr(loader, name) for name in numbers} | loader.state_dict()
+    assert {type(value) for value in kept.values()} == {int}
 
 
 def bad(error, message, **arguments):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
@@ -183,6 +184,12 @@ def test_split_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     image_set([0, 1] * 5).split(4)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_split_takes_numbers_of_numpy():
+    whole = image_set([0, 1] * 20)
+    expected = whole.split(10, seed=3)[1].images
+    assert torch.equal(whole.split(np.uint8(10), seed=np.uint32(3))[1].images, expected)
 
 
 def test_split_takes_a_fraction():

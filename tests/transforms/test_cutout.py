@@ -229,6 +229,15 @@ def test_the_function_is_the_class():
     assert not torch.equal(by_function, images)
 
 
+@pytest.mark.parametrize("size", [np.uint8(6), (np.int8(6), np.uint8(3))])
+def test_sizes_and_holes_may_be_of_numpy(size):
+    plain = (6, 3) if isinstance(size, tuple) else 6
+    transform = Cutout(size, holes=np.uint8(2))
+    assert repr(transform) == repr(Cutout(plain, holes=2))
+    images = torch.ones(4, 1, 8, 8)
+    assert torch.equal(run(transform, images), run(Cutout(plain, holes=2), images))
+
+
 def test_a_list_of_fills_is_kept_as_numbers_of_its_own():
     fill = [1.0, 2.0, 3.0]
     transform = Cutout(2, fill=fill)
