@@ -209,7 +209,8 @@ def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Ten
         noise = radius * (2 * math.pi * draws.uniform(pixels, start=pixels)).cos()
         return noise.to(dtype).view(-1, *shape)
     limits = torch.iinfo(dtype)
-    levels = draws.uniform(pixels).double() * (limits.max - limits.min + 1) + limits.min
+    # a float, as the 2**64 levels of int64 are more than torch takes as a whole number
+    levels = draws.uniform(pixels).double() * float(limits.max - limits.min + 1) + limits.min
     return levels.floor().to(dtype).view(-1, *shape)
 
 

@@ -330,6 +330,14 @@ def test_random_fill_of_bytes_is_uniform():
     assert counts.min() > 0.85 * noise.numel() / 256
 
 
+def test_random_fill_of_int64_is_uniform_over_its_range():
+    images = torch.zeros(100, 3, 16, 16, dtype=torch.int64)
+    noise = run(Cutout(16, fill="random", inside=True), images)
+    counts = torch.bincount((noise.flatten() >> 60) + 8, minlength=16)
+    assert counts.numel() == 16
+    assert counts.min() > 0.9 * noise.numel() / 16
+
+
 def test_random_noise_without_keys_is_refused():
     with pytest.raises(ValueError, match="noise_keys must be given"):
         erase(torch.ones(1, 1, 2, 4), torch.tensor([[[0, 1, 1, 3]]]), fill="random")
