@@ -82,7 +82,7 @@ class Cutout(Transform[Boxes]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
+    def moves_pixels(self) -> bool:
         return False
 
     def sample(self, draws: Draws, shape: Shape) -> Boxes:
@@ -126,7 +126,8 @@ def cutout(
     """Erase squares of each image, every image at its own place: ``Cutout(size, ...)(images)``.
 
     Args:
-        images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype.
+        images: one image [C, H, W] or a batch [N, C, H, W], of dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64.
         size: side in pixels, or (height, width).
         generator: where the places come from; None takes torch's default generator.
         holes: how many squares each image gets.
