@@ -5,7 +5,7 @@ Shapes: B images a batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,7 +175,17 @@ class DeviceLoader:
         return {"seed": self.seed, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a loader's state; raise a ValueError if that loader had another seed."""
+        """Go on from a loader's state; raise a ValueError if that loader had another seed.
+
+        A TypeError or a ValueError says so if it is no such state.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+        if not {"seed", "epoch"} <= state_dict.keys():
+            raise ValueError(
+                "state_dict must hold seed and epoch, as that of a DeviceLoader does, "
+                f"got state_dict={dict(state_dict)}"
+            )
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 f"seed must be that of the loader whose state is loaded, {state_dict['seed']}, "
@@ -282,4 +292,16 @@ def _usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"{rule}, got device={str(device)!r} but there are {count} CUDA devices")
     if usable.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{rule}, got device={str(device)!r} but MPS is not available")
+    if usable.type not in ("cpu", "cuda", "mps"):
+        _try_allocating(usable, rule)
     return usable
+
+
+def _try_allocating(device: torch.device, rule: str) -> None:
+    """Raise a ValueError unless torch was built for ``device`` and finds one."""
+    try:
+        torch.empty(0, device=device)
+    # each backend that is missing says so in its own way
+    except (AssertionError, ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{rule}, got device={str(device)!r} ({reason})") from error

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -77,12 +80,12 @@ class ImageSet:
         """The number of channels: 3 for RGB, 1 for grey."""
         return self.images.shape[1]
 
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+    def subset(self, indices: Sequence[int] | npt.NDArray[Any] | Tensor) -> ImageSet:
         """The images at ``indices``, in that order, as a new set with the same classes and name.
 
         Args:
-            indices: whole numbers from 0 to len(self) - 1, at least one; a number
-                may come more than once.
+            indices: whole numbers from 0 to len(self) - 1, at least one, in a sequence, a NumPy
+                array or a tensor; a number may come more than once.
 
         Raises:
             TypeError: the indices are not whole numbers.
@@ -198,19 +201,31 @@ def _place_in_class(labels: Tensor, sizes: Tensor) -> Tensor:
     return place
 
 
-def _as_index(indices: Sequence[int] | Tensor, length: int) -> Tensor:
-    index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
+def _as_index(indices: Sequence[int] | npt.NDArray[Any] | Tensor, length: int) -> Tensor:
+    index = indices if isinstance(indices, Tensor) else _as_tensor(indices)
     if index.numel() == 0:
         raise ValueError("indices must name at least one image, got none")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
         raise TypeError(f"indices must be whole numbers, got dtype={index.dtype}")
     if index.dim() != 1:
         raise ValueError(f"indices must be one-dimensional, got shape={tuple(index.shape)}")
+    index = index.to(torch.int64)  # torch finds no minimum of uint16
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= length:
         wrong = low if low < 0 else high
         raise ValueError(f"indices must be between 0 and {length - 1}, got {wrong}")
-    return index.to(torch.int64)
+    return index
+
+
+def _as_tensor(indices: Sequence[int] | npt.NDArray[Any]) -> Tensor:
+    # a copy, as torch takes no array that runs backwards
+    numbers = indices.copy() if isinstance(indices, np.ndarray) else indices
+    try:
+        return torch.as_tensor(numbers, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"indices must be whole numbers, got {type(indices).__name__} ({error})"
+        ) from None
 
 
 def _check_images(images: object) -> None:

@@ -113,7 +113,7 @@ class Transform(ABC, Generic[Params]):
 
         Raises:
             TypeError: there is no image, its dtype is none of those, masks or boxes come with a
-                transform that moves pixels, or there is a video.
+                transform that moves pixels, there is a video, or generator is not a generator.
             ValueError: images have the wrong rank or no pixels.
         """
         if not others and is_plain_tensor(images):

@@ -89,12 +89,20 @@ class Draws:
                 functions do.
             device: where the numbers are computed.
 
+        Raises:
+            TypeError: n is not a whole number, or generator not a generator.
+            ValueError: n is negative.
+
         Example:
             >>> generator = torch.Generator().manual_seed(0)
             >>> len(Draws.from_generator(5, generator=generator))
             5
         """
         check_integer("n", n)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator or None, got generator={generator!r}"
+            )
         home = "cpu" if generator is None else generator.device
         seed = torch.randint(2**63 - 1, (), generator=generator, device=home)
         return cls(torch.arange(n, device=device), seed=int(seed))

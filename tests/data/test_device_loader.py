@@ -97,6 +97,31 @@ def test_a_loader_goes_on_from_anothers_state_but_not_with_another_seed():
         other.load_state_dict(first.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ({}, ValueError, "must hold seed and epoch, .* got state_dict={}"),
+        ({"seed": 0}, ValueError, "got state_dict={'seed': 0}"),
+        ([0, 1], TypeError, "state_dict must be a dict, got list"),
+        ({"seed": 0, "epoch": 1.5}, TypeError, "epoch must be a whole number, got epoch=1.5"),
+    ],
+)
+def test_what_is_no_loaders_state_is_named(state, error, message):
+    loader = DeviceLoader(image_set(), batch_size=6)
+    with pytest.raises(error, match=message):
+        loader.load_state_dict(state)
+    assert loader.epoch == 0
+
+
+def test_a_device_that_torch_was_not_built_for_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("Torch not compiled with XPU enabled")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(ValueError, match=r"got device='xpu' \(Torch not compiled with XPU enabled"):
+        DeviceLoader(image_set(), batch_size=1, device="xpu")
+
+
 def test_batches_are_the_pipeline_applied_to_the_images_by_their_index():
     loader = DeviceLoader(image_set(), batch_size=6, transforms=TRANSFORMS, shuffle=True, seed=4)
     loader.set_epoch(3)
@@ -283,6 +308,7 @@ def bad(error, message, **arguments):
         bad(TypeError, "fused must be True, False or None, got fused='yes'", fused="yes"),
         bad(ValueError, "fused=True is not possible: the transforms do not", fused=True),
         bad(ValueError, "device such as 'cpu' or 'cuda', got device='gpu'", device="gpu"),
+        bad(ValueError, "one that this machine has, got device='vulkan' (.+)", device="vulkan"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

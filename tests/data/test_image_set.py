@@ -91,6 +91,14 @@ def test_subset_takes_tensors_and_sequences(indices):
     assert image_set([0, 1, 2]).subset(indices).labels.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("dtype", ["i8", "i4", "u1", "u2"])
+def test_subset_takes_arrays_forwards_and_backwards(dtype):
+    numbers = np.arange(4, dtype=dtype)
+    whole = image_set([0, 1, 2, 1])
+    assert torch.equal(whole.subset(numbers).images, whole.images)
+    assert torch.equal(whole.subset(numbers[::-1]).images, whole.images.flip(0))
+
+
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
@@ -98,6 +106,9 @@ def test_subset_takes_tensors_and_sequences(indices):
         ([0, 3], ValueError, "between 0 and 2, got 3"),
         ([-1], ValueError, "between 0 and 2, got -1"),
         ([0.5], TypeError, "torch.float32"),
+        ([None], TypeError, r"indices must be whole numbers, got list \(.*NoneType\)"),
+        (["1"], TypeError, r"indices must be whole numbers, got list \("),
+        (None, TypeError, r"indices must be whole numbers, got NoneType \("),
         (torch.tensor([True, False, True]), TypeError, "torch.bool"),
         (torch.tensor([[0]]), ValueError, r"shape=\(1, 1\)"),
     ],

@@ -270,6 +270,11 @@ def test_bad_arguments_are_named(arguments, error, message):
         Cutout(arguments.pop("size"), **arguments)
 
 
+def test_what_is_no_generator_is_named():
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got .*=5"):
+        cutout(torch.zeros(3, 8, 8), 2, generator=5)
+
+
 @pytest.mark.parametrize("fill", [0.5, -1, 256, (0, 0, 300)])
 def test_a_fill_that_uint8_cannot_hold_is_refused(fill):
     with pytest.raises(ValueError, match=r"whole number from 0 to 255 for torch.uint8 images, got"):

@@ -228,6 +228,8 @@ def test_an_empty_or_too_wide_range_is_refused():
         draws.uniform(-1)
     with pytest.raises(ValueError, match="n must be at least 0, got n=-1"):
         Draws.from_generator(-1)
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got .*=5"):
+        Draws.from_generator(1, generator=5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
