@@ -209,11 +209,11 @@ class DeviceLoader:
         number = len(self._rows)
         if not self.shuffle:
             return torch.arange(number, device=self.device)
-        draws = Draws(torch.zeros(1, dtype=torch.int64), seed=self.seed, epoch=epoch)
+        draws = Draws(torch.zeros(1, dtype=torch.int64, device="cpu"), seed=self.seed, epoch=epoch)
         high, low = draws.with_stream(_ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
         # on the CPU, for the same order on every device
-        generator = torch.Generator().manual_seed(high << 24 | low)
-        return torch.randperm(number, generator=generator).to(self.device)
+        generator = torch.Generator(device="cpu").manual_seed(high << 24 | low)
+        return torch.randperm(number, generator=generator, device="cpu").to(self.device)
 
     def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the images ``indices``, in their order."""

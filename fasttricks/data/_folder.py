@@ -41,7 +41,9 @@ def find_folder(path: Path) -> Source:
         train, test = (
             ImageSet(
                 torch.from_numpy(array).permute(0, 3, 1, 2),
-                torch.tensor([label_of[stamp.name.split("/")[1]] for stamp in stamps]),
+                torch.tensor(
+                    [label_of[stamp.name.split("/")[1]] for stamp in stamps], device="cpu"
+                ),
                 classes,
                 name_of(path),
             )

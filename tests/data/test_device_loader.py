@@ -225,6 +225,22 @@ def test_images_mirror_from_epoch_to_epoch_with_alternating_flip():
         assert torch.equal(third[label], image)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_default_device_does_not_matter(fused):
+    def epoch():
+        return list(DeviceLoader(numbered, batch_size=5, transforms=transforms, **options))
+
+    transforms = [RandomTranslate(2), Cutout(2, fill=9), Normalize(0.5, 0.25), Cutout(4)]
+    options = {"shuffle": True, "fused": fused, "seed": 3}
+    numbered = image_set()
+    expected = epoch()
+    with torch.device("meta"):
+        served = epoch()
+    for (images, labels), (others, other_labels) in zip(served, expected, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+
+
 def test_sizes_follow_the_epoch_with_progressive_resize():
     resize = ProgressiveResize({0: 4, 2: None})
     loader = DeviceLoader(image_set(), batch_size=23, transforms=[resize])

@@ -203,6 +203,17 @@ def test_split_takes_numbers_of_numpy():
     assert torch.equal(whole.split(np.uint8(10), seed=np.uint32(3))[1].images, expected)
 
 
+def test_split_and_subset_do_not_depend_on_the_default_device():
+    whole = image_set([0, 1] * 20)
+    rest, held_out = whole.split(10, seed=3)
+    with torch.device("meta"):
+        parts = whole.split(10, seed=3)
+        first = whole.subset([1, 0])
+    assert torch.equal(parts[0].images, rest.images)
+    assert torch.equal(parts[1].images, held_out.images)
+    assert first.labels.tolist() == [1, 0]
+
+
 def test_split_takes_a_fraction():
     rest, held_out = image_set([0, 1] * 10).split(0.25)
     assert (len(rest), len(held_out)) == (15, 5)
