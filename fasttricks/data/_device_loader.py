@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
-from fasttricks.transforms import Draws, Mix, Pipeline, Transform
+from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
 from fasttricks.transforms._fused import prepare
 
@@ -68,7 +68,7 @@ class DeviceLoader:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
             wrong type.
         ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a transform
-            does not fit the images, or ``fused=True`` is not possible.
+            does not fit the images at any of their sizes, or ``fused=True`` is not possible.
 
     Example:
         >>> from fasttricks.data import ImageSet
@@ -127,10 +127,11 @@ class DeviceLoader:
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
         self._rest_is_ours = all(map(_is_ours, self._rest))
-        # an empty batch goes through everything that could refuse the images, or the seed, before
-        # the first epoch
+        # an empty batch of each size goes through everything that could refuse the images, or the
+        # seed, before the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        self._batch(none, self._epoch, self._sample(none, self._epoch))
+        for epoch in sorted({0, *self.size_starts}):
+            self._batch(none, epoch, self._sample(none, epoch))
 
     def _check_share(self, number: int) -> None:
         """Raise unless each batch of ``number`` images has one for each process."""
@@ -160,6 +161,12 @@ class DeviceLoader:
         """Images of an epoch's last batch, of this process's share."""
         size = len(self._rows) - (len(self) - 1) * self.batch_size
         return len(range(self.rank, min(size, self.batch_size), self.world_size))
+
+    @property
+    def size_starts(self) -> tuple[int, ...]:
+        """The epochs at which a size of a ``ProgressiveResize`` begins, in rising order."""
+        resizes = (t for t in self.pipeline.transforms if isinstance(t, ProgressiveResize))
+        return tuple(sorted({epoch for resize in resizes for epoch in resize.sizes}))
 
     @property
     def epoch(self) -> int:

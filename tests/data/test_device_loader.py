@@ -8,6 +8,7 @@ from fasttricks.data import ImageSet, _device_loader
 from fasttricks.data._device_loader import DeviceLoader
 from fasttricks.transforms import (
     AlternatingFlip,
+    CutMix,
     Cutout,
     Draws,
     Normalize,
@@ -249,6 +250,19 @@ def test_sizes_follow_the_epoch_with_progressive_resize():
         ((images, _),) = loader
         sides.append(images.shape[3])
     assert sides == [4, 4, 8]
+
+
+def test_size_starts_are_those_of_all_resizes():
+    pieces = [ProgressiveResize({4: 4, 0: 6}), Pipeline([ProgressiveResize({4: 5, 2: None})])]
+    assert DeviceLoader(image_set(), batch_size=4, transforms=pieces).size_starts == (0, 2, 4)
+    assert DeviceLoader(image_set(), batch_size=4).size_starts == ()
+
+
+@pytest.mark.parametrize("mix", [None, CutMix(1.0)])
+def test_a_transform_that_refuses_a_later_size_is_named_before_the_first_epoch(mix):
+    pieces = [ProgressiveResize({0: 6, 3: 4, 5: None}), RandomTranslate(4)]
+    with pytest.raises(ValueError, match="padding=4 and images of 4x4"):
+        DeviceLoader(image_set(), batch_size=4, transforms=pieces, mix=mix)
 
 
 def test_a_broken_off_epoch_is_served_again():
