@@ -25,6 +25,10 @@ Fill = float | Sequence[float] | str
 Boxes = Tensor | tuple[Tensor, Tensor]
 
 _NOISE_SEED = 0x6E6F_6973_65
+# How many numbers of noise are made at once, about, each of some 50 bytes on the way: what a CPU's
+# caches hold, and elsewhere enough to keep the device busy.
+_NOISE_AT_ONCE = 2**18
+_NOISE_AT_ONCE_ELSEWHERE = 2**22
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,11 @@ def erase(
     if fill == "random":
         if noise_keys is None:
             raise ValueError('noise_keys must be given with fill="random", got None')
-        noise = _noise(noise_keys, (c, h, w), images.dtype)
-        return torch.where(mask[:, None], noise, images).contiguous(memory_format=memory_format)
+        erased = images.clone(memory_format=memory_format)
+        for part in _with_holes(mask, c):
+            noise = _noise(noise_keys[part], (c, h, w), images.dtype)
+            erased[part] = torch.where(mask[part, None], noise, erased[part])
+        return erased
     values = fill_values(images, fill)
     if memory_format != torch.channels_last:
         erased = torch.where(mask[:, None], values[:, :, None, None], images)
@@ -198,6 +205,17 @@ def with_noise_keys(boxes: Tensor, draws: Draws, fill: Fill, *, start: int) -> B
         return boxes
     high, low = draws.integers(0, 2**24, 2, start=start).unbind(1)
     return boxes, high << 24 | low
+
+
+def _with_holes(mask: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """The images with a hole, int64, as many at once as noise is made for."""
+    numbers = channels * mask.shape[1] * mask.shape[2]
+    if mask.device.type != "cpu":
+        # all of them: asking which have a hole would wait for the device's queue to drain
+        images, at_once = torch.arange(len(mask), device=mask.device), _NOISE_AT_ONCE_ELSEWHERE
+    else:
+        images, at_once = mask.flatten(1).any(1).nonzero()[:, 0], _NOISE_AT_ONCE
+    return images.split(max(1, at_once // numbers))
 
 
 def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
@@ -222,7 +240,11 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     column = torch.arange(width, device=boxes.device)
     rows = (top <= row) & (row < bottom)
     columns = (left <= column) & (column < right)
-    return (rows[:, :, :, None] & columns[:, :, None, :]).any(1)
+    mask = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    # one by one, as masks of all holes would take as many times the memory
+    for in_rows, in_columns in zip(rows.unbind(1), columns.unbind(1), strict=True):
+        mask |= in_rows[:, :, None] & in_columns[:, None, :]
+    return mask
 
 
 def fill_values(images: Tensor, fill: Fill) -> Tensor:

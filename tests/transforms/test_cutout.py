@@ -8,8 +8,10 @@ import slow_transforms
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fasttricks.transforms import Cutout, Draws, Pipeline, cutout
+from fasttricks.transforms import Cutout, Draws, Pipeline, _cutout, cutout
 from fasttricks.transforms._cutout import erase
 
 DTYPES = [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -325,6 +327,57 @@ def test_random_fill_is_noise_that_depends_on_the_image_alone():
         images[:1], transform.sample(Draws(torch.tensor([3]), seed=0), (1, 3, 16, 16))
     )
     assert torch.equal(alone[0], erased[3])
+
+
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.numel() * each.element_size())
+        return result
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_is_made_for_few_images_at_once_and_for_those_with_a_hole(
+    dtype, channels_last, monkeypatch
+):
+    images = torch.ones(40, 3, 16, 16).to(dtype)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    transform = Cutout(8, fill="random", p=0.5)
+    boxes, keys = transform.sample(draws(40), tuple(images.shape))
+    expected = transform.apply(images, (boxes, keys))
+    monkeypatch.setattr(_cutout, "_NOISE_AT_ONCE", 2 * 3 * 16 * 16)
+    made, noise = [], _cutout._noise
+    monkeypatch.setattr(
+        _cutout, "_noise", lambda keys, *rest: made.append(keys) or noise(keys, *rest)
+    )
+    with Largest() as largest:
+        result = transform.apply(images, (boxes, keys))
+    assert torch.equal(result, expected)
+    assert result.stride() == images.stride()
+    assert torch.equal(torch.cat(made), keys[boxes.flatten(1).any(1)])
+    assert max(map(len, made)) == 2
+    # noise of two images is of int64, the batch may be of less
+    assert largest.size <= max(images.numel() * images.element_size(), 2 * 3 * 16 * 16 * 8)
+
+
+def test_the_mask_of_many_holes_takes_no_more_than_that_of_one():
+    boxes = Cutout(3, holes=20).sample(draws(10), (10, 3, 64, 64))
+    with Largest() as largest:
+        mask = _cutout.box_mask(boxes, 64, 64)
+    assert largest.size <= mask.numel()
+    by_hand = torch.zeros(10, 64, 64, dtype=torch.bool)
+    for image, own in enumerate(boxes.tolist()):
+        for top, bottom, left, right in own:
+            by_hand[image, top:bottom, left:right] = True
+    assert torch.equal(mask, by_hand)
 
 
 def test_random_fill_of_bytes_is_uniform():
