@@ -51,7 +51,7 @@ def find_folder(path: Path) -> Source:
         )
         return train, test
 
-    return Source(path, tuple(chain.from_iterable(splits)), read)
+    return Source(path, name_of(path), tuple(chain.from_iterable(splits)), read)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
