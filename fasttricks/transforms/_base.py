@@ -18,7 +18,9 @@ from typing_extensions import override
 from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._samples import change_sample, is_plain_tensor
 
-Params = TypeVar("Params")
+# Covariant, so that a list of different transforms is a list of transforms to a type checker. That
+# is sound as far as each is handed what it sampled itself.
+Params = TypeVar("Params", covariant=True)
 Shape = tuple[int, ...]
 
 # torch does not compute with the others, or only here and there
@@ -75,7 +77,7 @@ class Transform(ABC, Generic[Params]):
         """
 
     @abstractmethod
-    def apply(self, images: Tensor, params: Params) -> Tensor:
+    def apply(self, images: Tensor, params: Params) -> Tensor:  # type: ignore[misc]
         """The changed images; ``images`` [N, C, H, W] stay as they are.
 
         Args:
@@ -83,7 +85,7 @@ class Transform(ABC, Generic[Params]):
             params: what ``sample`` returned for them.
         """
 
-    def output_shape(self, shape: Shape, params: Params) -> Shape:
+    def output_shape(self, shape: Shape, params: Params) -> Shape:  # type: ignore[misc]
         """The shape of what ``apply`` returns for images of ``shape``: the same by default."""
         return shape
 

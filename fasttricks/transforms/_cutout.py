@@ -215,7 +215,8 @@ def _with_holes(mask: Tensor, channels: int) -> tuple[Tensor, ...]:
         images, at_once = torch.arange(len(mask), device=mask.device), _NOISE_AT_ONCE_ELSEWHERE
     else:
         images, at_once = mask.flatten(1).any(1).nonzero()[:, 0], _NOISE_AT_ONCE
-    return images.split(max(1, at_once // numbers))
+    parts: tuple[Tensor, ...] = images.split(max(1, at_once // numbers))
+    return parts
 
 
 def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:

@@ -91,6 +91,11 @@ def test_a_transform_needs_both_of_its_halves():
         Half()
 
 
+def test_a_list_of_different_transforms_is_one_of_transforms_to_a_type_checker():
+    (params,) = Transform.__parameters__
+    assert params.__covariant__
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
