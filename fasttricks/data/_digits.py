@@ -35,7 +35,7 @@ def read_digits(image_size: int = 32) -> Pair:
     Reference:
         Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI repository, 1998.
     """
-    image_size = check_integer("image_size", image_size, minimum=8)
+    check_integer("image_size", image_size, minimum=8)
     try:
         from sklearn.datasets import load_digits
     except ImportError:
