@@ -36,12 +36,16 @@ def check_fraction(name: str, value: object) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {name}={value}")
 
 
-def check_integer(name: str, value: object, *, minimum: int = 0) -> None:
-    """Raise unless ``value`` is a whole number of at least ``minimum``."""
+def check_integer(name: str, value: object, *, minimum: int = 0) -> int:
+    """Return ``value`` as an int; raise unless it is a whole number of at least ``minimum``.
+
+    What is kept or computed with should be what this returns: NumPy's numbers overflow.
+    """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {name}={value!r}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {name}={value}")
+    return int(value)
 
 
 def length_of(value: object) -> int | None:

@@ -45,6 +45,12 @@ def test_an_integer_passes_from_its_minimum_on(value, minimum):
     assert passes(check_integer, value, minimum=minimum) == (value >= minimum)
 
 
+@pytest.mark.parametrize("value", [7, np.uint8(7), np.int64(7)])
+def test_a_whole_number_comes_back_as_an_int(value):
+    checked = check_integer("epochs", value)
+    assert (type(checked), checked) == (int, 7)
+
+
 def test_the_minimum_of_an_integer_is_zero_by_default():
     assert passes(check_integer, 0)
     assert not passes(check_integer, -1)

@@ -19,6 +19,7 @@ from fasttricks.data._source import Pair, Progress, Source, stamp_files
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 BATCHES_FOLDER = "cifar-10-batches-py"
+_NAME = "CIFAR-10"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -51,9 +52,15 @@ def with_canonical_name(pair: Pair) -> Pair:
     train, test = pair
     if not is_cifar10(train, test):
         return pair
-    return replace(train, classes=CLASSES, name="CIFAR-10"), replace(
-        test, classes=CLASSES, name="CIFAR-10"
-    )
+    return replace(train, classes=CLASSES, name=_NAME), replace(test, classes=CLASSES, name=_NAME)
+
+
+def with_own_name(pair: Pair, name: str) -> Pair:
+    """The pair as ``name``, unless ``with_canonical_name`` has named it."""
+    train, test = pair
+    if (train.name, train.classes) == (_NAME, CLASSES):
+        return pair
+    return replace(train, name=name), replace(test, name=name)
 
 
 def find_batches(folder: Path, *, name: str) -> Source:
@@ -77,7 +84,7 @@ def find_batches(folder: Path, *, name: str) -> Source:
             _report(progress, done, len(names))
         return _decode_batches(contents, where=folder, name=name)
 
-    return Source(folder, stamp_files(folder, names), read, worth_caching=False)
+    return Source(folder, name, stamp_files(folder, names), read, worth_caching=False)
 
 
 def find_archive(path: Path, *, name: str) -> Source:
@@ -86,7 +93,7 @@ def find_archive(path: Path, *, name: str) -> Source:
     def read(progress: Progress | None) -> Pair:
         return _decode_batches(_read_archive(path, progress), where=path, name=name)
 
-    return Source(path, stamp_files(path.parent, [path.name]), read)
+    return Source(path, name, stamp_files(path.parent, [path.name]), read)
 
 
 def _read_file(path: Path) -> bytes:

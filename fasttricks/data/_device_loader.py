@@ -5,7 +5,7 @@ Shapes: B images a batch, C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import one_hot
 
 from fasttricks._checks import check_integer
 from fasttricks.data._image_set import ImageSet
-from fasttricks.transforms import Draws, Mix, Pipeline, Transform
+from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
 from fasttricks.transforms._fused import prepare
 
@@ -68,7 +68,7 @@ class DeviceLoader:
         TypeError: image_set is not an ImageSet, a transform not a Transform, or an argument of the
             wrong type.
         ValueError: batch_size is below 1 or leaves no batch, the device cannot be used, a transform
-            does not fit the images, or ``fused=True`` is not possible.
+            does not fit the images at any of their sizes, or ``fused=True`` is not possible.
 
     Example:
         >>> from fasttricks.data import ImageSet
@@ -106,13 +106,13 @@ class DeviceLoader:
         _check_flag("drop_last", drop_last)
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix must be a Mixup or a CutMix, got mix={mix!r}")
-        _check_batch_size(batch_size, len(image_set), drop_last)
-        _check_share(rank, world_size, batch_size, 0 if drop_last else len(image_set) % batch_size)
-        self.rank, self.world_size = rank, world_size
-        self.batch_size = batch_size
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
+        self.world_size = check_integer("world_size", world_size, minimum=1)
+        self.rank = check_integer("rank", rank)
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.seed = seed
+        self.seed = check_integer("seed", seed)
+        self._check_share(len(image_set))
         self.device = _usable_device(device)
         self.pipeline = Pipeline(transforms)
         self.mix = mix
@@ -127,10 +127,30 @@ class DeviceLoader:
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
         self._rest_is_ours = all(map(_is_ours, self._rest))
-        # an empty batch goes through everything that could refuse the images, or the seed, before
-        # the first epoch
+        # an empty batch of each size goes through everything that could refuse the images, or the
+        # seed, before the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        self._batch(none, self._epoch, self._sample(none, self._epoch))
+        for epoch in sorted({0, *self.size_starts}):
+            self._batch(none, epoch, self._sample(none, epoch))
+
+    def _check_share(self, number: int) -> None:
+        """Raise unless each batch of ``number`` images has one for each process."""
+        if self.drop_last and self.batch_size > number:
+            raise ValueError(
+                f"batch_size must be at most the number of images with drop_last=True, "
+                f"got batch_size={self.batch_size} and {number} images; use drop_last=False"
+            )
+        if self.rank >= self.world_size:
+            raise ValueError(
+                f"rank must be under world_size, got rank={self.rank} of {self.world_size}"
+            )
+        rest = 0 if self.drop_last else number % self.batch_size
+        smallest = min(self.batch_size, rest or self.batch_size)
+        if smallest < self.world_size:
+            raise ValueError(
+                f"each batch must hold an image for each process, got {smallest} images for "
+                f"world_size={self.world_size}; use drop_last=True or another batch_size"
+            )
 
     def __len__(self) -> int:
         full, rest = divmod(len(self._rows), self.batch_size)
@@ -143,21 +163,36 @@ class DeviceLoader:
         return len(range(self.rank, min(size, self.batch_size), self.world_size))
 
     @property
+    def size_starts(self) -> tuple[int, ...]:
+        """The epochs at which a size of a ``ProgressiveResize`` begins, in rising order."""
+        resizes = (t for t in self.pipeline.transforms if isinstance(t, ProgressiveResize))
+        return tuple(sorted({epoch for resize in resizes for epoch in resize.sizes}))
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next iteration serves."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration serve ``epoch``, from 0."""
-        check_integer("epoch", epoch)
-        self._epoch = epoch
+        self._epoch = check_integer("epoch", epoch)
 
     def state_dict(self) -> dict[str, int]:
         """Return the seed and the epoch, all that its order and augmentation depend on."""
         return {"seed": self.seed, "epoch": self._epoch}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a loader's state; raise a ValueError if that loader had another seed."""
+        """Go on from a loader's state; raise a ValueError if that loader had another seed.
+
+        A TypeError or a ValueError says so if it is no such state.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
+        if not {"seed", "epoch"} <= state_dict.keys():
+            raise ValueError(
+                "state_dict must hold seed and epoch, as that of a DeviceLoader does, "
+                f"got state_dict={dict(state_dict)}"
+            )
         if state_dict["seed"] != self.seed:
             raise ValueError(
                 f"seed must be that of the loader whose state is loaded, {state_dict['seed']}, "
@@ -181,11 +216,11 @@ class DeviceLoader:
         number = len(self._rows)
         if not self.shuffle:
             return torch.arange(number, device=self.device)
-        draws = Draws(torch.zeros(1, dtype=torch.int64), seed=self.seed, epoch=epoch)
+        draws = Draws(torch.zeros(1, dtype=torch.int64, device="cpu"), seed=self.seed, epoch=epoch)
         high, low = draws.with_stream(_ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
         # on the CPU, for the same order on every device
-        generator = torch.Generator().manual_seed(high << 24 | low)
-        return torch.randperm(number, generator=generator).to(self.device)
+        generator = torch.Generator(device="cpu").manual_seed(high << 24 | low)
+        return torch.randperm(number, generator=generator, device="cpu").to(self.device)
 
     def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the images ``indices``, in their order."""
@@ -248,28 +283,6 @@ def _check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} must be True or False, got {name}={value!r}")
 
 
-def _check_batch_size(batch_size: int, number: int, drop_last: bool) -> None:
-    check_integer("batch_size", batch_size, minimum=1)
-    if drop_last and batch_size > number:
-        raise ValueError(
-            f"batch_size must be at most the number of images with drop_last=True, "
-            f"got batch_size={batch_size} and {number} images; use drop_last=False"
-        )
-
-
-def _check_share(rank: int, world_size: int, batch_size: int, rest: int) -> None:
-    check_integer("world_size", world_size, minimum=1)
-    check_integer("rank", rank)
-    if rank >= world_size:
-        raise ValueError(f"rank must be under world_size, got rank={rank} of {world_size}")
-    smallest = min(batch_size, rest or batch_size)
-    if smallest < world_size:
-        raise ValueError(
-            f"each batch must hold an image for each process, got {smallest} images for "
-            f"world_size={world_size}; use drop_last=True or another batch_size"
-        )
-
-
 def _usable_device(device: torch.device | str) -> torch.device:
     """``device`` as a torch.device that this process can allocate on."""
     try:
@@ -286,4 +299,16 @@ def _usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"{rule}, got device={str(device)!r} but there are {count} CUDA devices")
     if usable.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"{rule}, got device={str(device)!r} but MPS is not available")
+    if usable.type not in ("cpu", "cuda", "mps"):
+        _try_allocating(usable, rule)
     return usable
+
+
+def _try_allocating(device: torch.device, rule: str) -> None:
+    """Raise a ValueError unless torch was built for ``device`` and finds one."""
+    try:
+        torch.empty(0, device=device)
+    # each backend that is missing says so in its own way
+    except (AssertionError, ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{rule}, got device={str(device)!r} ({reason})") from error

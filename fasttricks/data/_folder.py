@@ -41,7 +41,9 @@ def find_folder(path: Path) -> Source:
         train, test = (
             ImageSet(
                 torch.from_numpy(array).permute(0, 3, 1, 2),
-                torch.tensor([label_of[stamp.name.split("/")[1]] for stamp in stamps]),
+                torch.tensor(
+                    [label_of[stamp.name.split("/")[1]] for stamp in stamps], device="cpu"
+                ),
                 classes,
                 name_of(path),
             )
@@ -49,7 +51,7 @@ def find_folder(path: Path) -> Source:
         )
         return train, test
 
-    return Source(path, tuple(chain.from_iterable(splits)), read)
+    return Source(path, name_of(path), tuple(chain.from_iterable(splits)), read)
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -77,12 +80,12 @@ class ImageSet:
         """The number of channels: 3 for RGB, 1 for grey."""
         return self.images.shape[1]
 
-    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+    def subset(self, indices: Sequence[int] | npt.NDArray[Any] | Tensor) -> ImageSet:
         """The images at ``indices``, in that order, as a new set with the same classes and name.
 
         Args:
-            indices: whole numbers from 0 to len(self) - 1, at least one; a number
-                may come more than once.
+            indices: whole numbers from 0 to len(self) - 1, at least one, in a sequence, a NumPy
+                array or a tensor; a number may come more than once.
 
         Raises:
             TypeError: the indices are not whole numbers.
@@ -103,7 +106,8 @@ class ImageSet:
     def split(self, holdout: int | float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Hold out some images of every class: ``(rest, held_out)``, together the whole set.
 
-        The choice is random within each class and every class gives its share, to within one image.
+        The choice is random within each class and every class gives its share, to within less than
+        one image.
         It is a pure function of (labels, holdout, seed). Both parts keep the order of the set.
 
         Args:
@@ -123,20 +127,19 @@ class ImageSet:
             >>> len(rest), sorted(held_out.labels.tolist())
             (8, [0, 1])
         """
-        check_integer("seed", seed)
+        seed = check_integer("seed", seed)
         if isinstance(holdout, float):
             check_fraction("holdout", holdout)
             count = round(holdout * len(self))
         else:
-            check_integer("holdout", holdout, minimum=1)
-            count = int(holdout)
+            count = check_integer("holdout", holdout, minimum=1)
         if not 0 < count < len(self):
             raise ValueError(
                 f"holdout must leave at least one image in each part, got holdout={holdout} "
                 f"({count} images) of a set of {len(self)}"
             )
-        order = _stratified_order(self.labels.cpu(), seed)
-        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+        held_out = _held_out(self.labels.cpu(), count, seed)
+        return self.subset((~held_out).nonzero()[:, 0]), self.subset(held_out.nonzero()[:, 0])
 
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel over all pixels, in units of 0..1.
@@ -167,38 +170,62 @@ def _mean_std_of_channel(pixels: Tensor) -> tuple[float, float]:
     return total / (number * 255), float(variance**0.5) or 1.0
 
 
-def _stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """All indices, in an order whose every prefix holds each class in its share.
+def _held_out(labels: Tensor, count: int, seed: int) -> Tensor:
+    """Which images to hold out: bool, shape [N], True for ``count`` of them.
 
-    The image that comes r-th of its class's n takes the place (r + 1/2) / n; sorting by place
-    interleaves the classes.
+    By largest remainders: a class of n gives n * count / N rounded down, and the classes that lose
+    most by the rounding one more. The images are shuffled, and of each class the first ones taken.
     """
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    number = len(labels)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    shuffled = torch.randperm(number, generator=generator, device="cpu")
+    in_order = labels[shuffled]
     sizes = torch.bincount(labels)
+    quota, remainder = sizes * count // number, sizes * count % number
+    beyond = _place_in_class(in_order, sizes) - quota[in_order]
+    # each class's first image beyond its quota; stable, so the shuffle decides between equals
+    candidates = shuffled[beyond == 0]
+    candidates = candidates[remainder[labels[candidates]].argsort(descending=True, stable=True)]
+    held_out = torch.zeros(number, dtype=torch.bool, device="cpu")
+    held_out[shuffled[beyond < 0]] = True
+    held_out[candidates[: count - int(quota.sum())]] = True
+    return held_out
+
+
+def _place_in_class(labels: Tensor, sizes: Tensor) -> Tensor:
+    """How many images of its class come before each image: int64, shape [N]."""
+    by_class = labels.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
-    sorted_labels = labels[by_class]
-    rank = torch.arange(len(labels), dtype=torch.float64) - starts[sorted_labels]
-    place = torch.empty(len(labels), dtype=torch.float64)
-    place[by_class] = (rank + 0.5) / sizes[sorted_labels]
-    # stable, from the shuffled order: classes of equal size do not always come lowest label first
-    return shuffled[place[shuffled].argsort(stable=True)]
+    place = torch.empty_like(labels)
+    place[by_class] = torch.arange(len(labels), device="cpu") - starts[labels[by_class]]
+    return place
 
 
-def _as_index(indices: Sequence[int] | Tensor, length: int) -> Tensor:
-    index = indices if isinstance(indices, Tensor) else torch.as_tensor(indices)
+def _as_index(indices: Sequence[int] | npt.NDArray[Any] | Tensor, length: int) -> Tensor:
+    index = indices if isinstance(indices, Tensor) else _as_tensor(indices)
     if index.numel() == 0:
         raise ValueError("indices must name at least one image, got none")
     if index.dtype == torch.bool or index.is_floating_point() or index.is_complex():
         raise TypeError(f"indices must be whole numbers, got dtype={index.dtype}")
     if index.dim() != 1:
         raise ValueError(f"indices must be one-dimensional, got shape={tuple(index.shape)}")
+    index = index.to(torch.int64)  # torch finds no minimum of uint16
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= length:
         wrong = low if low < 0 else high
         raise ValueError(f"indices must be between 0 and {length - 1}, got {wrong}")
-    return index.to(torch.int64)
+    return index
+
+
+def _as_tensor(indices: Sequence[int] | npt.NDArray[Any]) -> Tensor:
+    # a copy, as torch takes no array that runs backwards
+    numbers = indices.copy() if isinstance(indices, np.ndarray) else indices
+    try:
+        return torch.as_tensor(numbers, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"indices must be whole numbers, got {type(indices).__name__} ({error})"
+        ) from None
 
 
 def _check_images(images: object) -> None:

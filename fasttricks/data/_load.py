@@ -12,6 +12,7 @@ from fasttricks.data._cifar10 import (
     find_archive,
     find_batches,
     with_canonical_name,
+    with_own_name,
 )
 from fasttricks.data._download import fetch_cifar10
 from fasttricks.data._errors import DataError, DataNotFoundError
@@ -77,10 +78,12 @@ def load_data(
     if not source.worth_caching:
         return with_canonical_name(source.read(progress))
     root = cache_root(cache_dir)
-    pair = read_entry(root, entry_name(source))
-    if pair is None:
-        pair = with_canonical_name(source.read(progress))
-        write_entry(root, source, pair)
+    cached = read_entry(root, entry_name(source))
+    if cached is not None:
+        # the same files may have been read by another path
+        return with_own_name(cached, source.name)
+    pair = with_canonical_name(source.read(progress))
+    write_entry(root, source, pair)
     return pair
 
 

@@ -29,7 +29,8 @@ def find_npz(path: Path) -> Source:
     def read(progress: Progress | None) -> Pair:
         return read_npz(path)
 
-    return Source(path, stamp_files(path.parent, [path.name]), read, worth_caching=False)
+    stamps = stamp_files(path.parent, [path.name])
+    return Source(path, name_of(path), stamps, read, worth_caching=False)
 
 
 def read_npz(path: Path) -> Pair:

@@ -36,12 +36,14 @@ class Source:
 
     Args:
         path: the file or folder that was named.
+        name: what to call the sets, unless they turn out to be CIFAR-10.
         stamps: every file that decides the content, in a fixed order.
         read: reads the two sets; called at most once.
         worth_caching: whether reading is slower than reading the cache.
     """
 
     path: Path
+    name: str
     stamps: tuple[FileStamp, ...]
     read: Callable[[Progress | None], Pair]
     worth_caching: bool = True
@@ -69,5 +71,6 @@ def name_of(path: Path) -> str:
     """What to call the data set at ``path``: the folder's name, or the file's without suffix."""
     name = Path(os.path.abspath(path)).name
     for suffix in (".npz", ".tar.gz"):
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name or "data"

@@ -18,7 +18,6 @@ from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer
 from fasttricks.optim import Muon
-from fasttricks.transforms import ProgressiveResize
 
 # A CUDA graph is recorded in the last of these; the first makes the optimizers' states, and counts
 # for none.
@@ -109,14 +108,7 @@ def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]
             return
         raise ValueError("loader must hold at least one batch, got an empty one")
     now = loader.epoch
-    starts = {
-        start
-        for piece in loader.pipeline.transforms
-        if isinstance(piece, ProgressiveResize)
-        for start in piece.sizes
-        if start > now
-    }
-    epochs = [now, *sorted(starts)]
+    epochs = [now, *(start for start in loader.size_starts if start > now)]
     for epoch, following in zip(epochs, [*epochs[1:], None], strict=True):
         loader.set_epoch(epoch)
         first = (epoch - now) * len(loader)

@@ -16,10 +16,25 @@ from torch import Tensor
 from typing_extensions import override
 
 from fasttricks.transforms._draws import Draws
-from fasttricks.transforms._samples import change_sample, is_image
+from fasttricks.transforms._samples import change_sample, is_plain_tensor
 
-Params = TypeVar("Params")
+# Covariant, so that a list of different transforms is a list of transforms to a type checker. That
+# is sound as far as each is handed what it sampled itself.
+Params = TypeVar("Params", covariant=True)
 Shape = tuple[int, ...]
+
+# torch does not compute with the others, or only here and there
+_DTYPES = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
 
 
 class Transform(ABC, Generic[Params]):
@@ -44,8 +59,12 @@ class Transform(ABC, Generic[Params]):
     """
 
     @property
-    def _moves_pixels(self) -> bool:
-        """Whether masks and boxes that belong to an image no longer fit it afterwards."""
+    def moves_pixels(self) -> bool:
+        """Whether masks and boxes that belong to an image no longer fit it afterwards.
+
+        True by default, and then a sample with masks or boxes is refused. A subclass that changes
+        colours alone says False, and lets them pass.
+        """
         return True
 
     @abstractmethod
@@ -58,7 +77,7 @@ class Transform(ABC, Generic[Params]):
         """
 
     @abstractmethod
-    def apply(self, images: Tensor, params: Params) -> Tensor:
+    def apply(self, images: Tensor, params: Params) -> Tensor:  # type: ignore[misc]
         """The changed images; ``images`` [N, C, H, W] stay as they are.
 
         Args:
@@ -66,7 +85,7 @@ class Transform(ABC, Generic[Params]):
             params: what ``sample`` returned for them.
         """
 
-    def output_shape(self, shape: Shape, params: Params) -> Shape:
+    def output_shape(self, shape: Shape, params: Params) -> Shape:  # type: ignore[misc]
         """The shape of what ``apply`` returns for images of ``shape``: the same by default."""
         return shape
 
@@ -85,8 +104,8 @@ class Transform(ABC, Generic[Params]):
         of a sample get the same numbers, and all else passes as it came.
 
         Args:
-            images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype; a
-                PIL image; or a sample.
+            images: one image [C, H, W] or a batch [N, C, H, W], of dtype uint8, int8 to int64,
+                float16, bfloat16, float32 or float64; a PIL image; or a sample.
             others: the rest of a sample that comes as several arguments; a tuple is returned then.
             generator: gives one number, from which each image's own follow; None takes torch's
                 default generator.
@@ -95,17 +114,17 @@ class Transform(ABC, Generic[Params]):
             Images with as many dimensions as came.
 
         Raises:
-            TypeError: there is no image, its dtype is bool, complex or quantized, or masks or boxes
-                come with a transform that moves pixels.
+            TypeError: there is no image, its dtype is none of those, masks or boxes come with a
+                transform that moves pixels, there is a video, or generator is not a generator.
             ValueError: images have the wrong rank or no pixels.
         """
-        if not others and isinstance(images, Tensor) and not is_image(images):
+        if not others and is_plain_tensor(images):
             check_images(images)
             return self._change(images, Draws.from_generator(0, generator=generator).seed)
         sample = (images, *others) if others else images
         seed = Draws.from_generator(0, generator=generator).seed
         change = partial(self._change, seed=seed)
-        return change_sample(sample, change, moves_pixels=self._moves_pixels)
+        return change_sample(sample, change, moves_pixels=self.moves_pixels)
 
     def _change(self, images: Tensor, seed: int) -> Tensor:
         check_images(images)
@@ -141,8 +160,8 @@ class Pipeline(Transform[tuple[Any, ...]]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
-        return any(transform._moves_pixels for transform in self.transforms)
+    def moves_pixels(self) -> bool:
+        return any(transform.moves_pixels for transform in self.transforms)
 
     def sample(self, draws: Draws, shape: Shape) -> tuple[Any, ...]:
         """The numbers of each piece, in order."""
@@ -192,11 +211,9 @@ def check_images(images: object) -> None:
     """Raise unless ``images`` is a CHW or NCHW tensor with pixels and a fit dtype."""
     if not isinstance(images, Tensor):
         raise TypeError(f"images must be a torch.Tensor, got {type(images).__name__}")
-    if images.dtype == torch.bool or images.is_complex() or images.is_quantized:
-        raise TypeError(
-            f"images must have an integer or floating dtype such as torch.uint8, "
-            f"got dtype={images.dtype}"
-        )
+    if images.dtype not in _DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"images must have a dtype of {known}, got dtype={images.dtype}")
     if images.dim() not in (3, 4):
         raise ValueError(
             f"images must have the shape [C, H, W] or [N, C, H, W], got shape={tuple(images.shape)}"

@@ -35,5 +35,5 @@ def constants_on(device: torch.device, numbers: Sequence[float], *, dtype: torch
     Made there, number by number: a copy from the host would wait for the device's queue to drain.
     """
     if device.type == "cpu":
-        return torch.tensor(numbers, dtype=dtype)
+        return torch.tensor(numbers, dtype=dtype, device=device)
     return torch.stack([torch.full((), n, dtype=dtype, device=device) for n in numbers])

@@ -25,6 +25,10 @@ Fill = float | Sequence[float] | str
 Boxes = Tensor | tuple[Tensor, Tensor]
 
 _NOISE_SEED = 0x6E6F_6973_65
+# How many numbers of noise are made at once, about, each of some 50 bytes on the way: what a CPU's
+# caches hold, and elsewhere enough to keep the device busy.
+_NOISE_AT_ONCE = 2**18
+_NOISE_AT_ONCE_ELSEWHERE = 2**22
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Cutout(Transform[Boxes]):
     inside: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
-        check_integer("holes", self.holes, minimum=1)
+        object.__setattr__(self, "size", _checked_size(self.size))
+        object.__setattr__(self, "holes", check_integer("holes", self.holes, minimum=1))
         object.__setattr__(self, "fill", checked_fill(self.fill))
         check_fraction("p", self.p)
         if not isinstance(self.inside, bool):
@@ -82,7 +86,7 @@ class Cutout(Transform[Boxes]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
+    def moves_pixels(self) -> bool:
         return False
 
     def sample(self, draws: Draws, shape: Shape) -> Boxes:
@@ -126,7 +130,8 @@ def cutout(
     """Erase squares of each image, every image at its own place: ``Cutout(size, ...)(images)``.
 
     Args:
-        images: one image [C, H, W] or a batch [N, C, H, W], of an integer or floating dtype.
+        images: one image [C, H, W] or a batch [N, C, H, W], of dtype uint8, int8 to int64, float16,
+            bfloat16, float32 or float64.
         size: side in pixels, or (height, width).
         generator: where the places come from; None takes torch's default generator.
         holes: how many squares each image gets.
@@ -178,8 +183,11 @@ def erase(
     if fill == "random":
         if noise_keys is None:
             raise ValueError('noise_keys must be given with fill="random", got None')
-        noise = _noise(noise_keys, (c, h, w), images.dtype)
-        return torch.where(mask[:, None], noise, images).contiguous(memory_format=memory_format)
+        erased = images.clone(memory_format=memory_format)
+        for part in _with_holes(mask, c):
+            noise = _noise(noise_keys[part], (c, h, w), images.dtype)
+            erased[part] = torch.where(mask[part, None], noise, erased[part])
+        return erased
     values = fill_values(images, fill)
     if memory_format != torch.channels_last:
         erased = torch.where(mask[:, None], values[:, :, None, None], images)
@@ -199,6 +207,18 @@ def with_noise_keys(boxes: Tensor, draws: Draws, fill: Fill, *, start: int) -> B
     return boxes, high << 24 | low
 
 
+def _with_holes(mask: Tensor, channels: int) -> tuple[Tensor, ...]:
+    """The images with a hole, int64, as many at once as noise is made for."""
+    numbers = channels * mask.shape[1] * mask.shape[2]
+    if mask.device.type != "cpu":
+        # all of them: asking which have a hole would wait for the device's queue to drain
+        images, at_once = torch.arange(len(mask), device=mask.device), _NOISE_AT_ONCE_ELSEWHERE
+    else:
+        images, at_once = mask.flatten(1).any(1).nonzero()[:, 0], _NOISE_AT_ONCE
+    parts: tuple[Tensor, ...] = images.split(max(1, at_once // numbers))
+    return parts
+
+
 def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     """Noise of each pixel, a function of the image's key alone: shape [N, C, H, W]."""
     draws = Draws(keys, seed=_NOISE_SEED)
@@ -209,7 +229,8 @@ def _noise(keys: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Ten
         noise = radius * (2 * math.pi * draws.uniform(pixels, start=pixels)).cos()
         return noise.to(dtype).view(-1, *shape)
     limits = torch.iinfo(dtype)
-    levels = draws.uniform(pixels).double() * (limits.max - limits.min + 1) + limits.min
+    # a float, as the 2**64 levels of int64 are more than torch takes as a whole number
+    levels = draws.uniform(pixels).double() * float(limits.max - limits.min + 1) + limits.min
     return levels.floor().to(dtype).view(-1, *shape)
 
 
@@ -220,7 +241,11 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     column = torch.arange(width, device=boxes.device)
     rows = (top <= row) & (row < bottom)
     columns = (left <= column) & (column < right)
-    return (rows[:, :, :, None] & columns[:, :, None, :]).any(1)
+    mask = torch.zeros(len(boxes), height, width, dtype=torch.bool, device=boxes.device)
+    # one by one, as masks of all holes would take as many times the memory
+    for in_rows, in_columns in zip(rows.unbind(1), columns.unbind(1), strict=True):
+        mask |= in_rows[:, :, None] & in_columns[:, None, :]
+    return mask
 
 
 def fill_values(images: Tensor, fill: Fill) -> Tensor:
@@ -240,14 +265,15 @@ def _channel_means(images: Tensor) -> Tensor:
     return (means if images.is_floating_point() else means.round()).to(images.dtype)
 
 
-def _check_size(size: object) -> None:
+def _checked_size(size: object) -> int | tuple[int, int]:
     if not isinstance(size, tuple):
-        check_integer("size", size, minimum=1)
-        return
+        return check_integer("size", size, minimum=1)
     if len(size) != 2:
         raise ValueError(f"size must be a number or (height, width), got size={size}")
-    check_integer("height of size", size[0], minimum=1)
-    check_integer("width of size", size[1], minimum=1)
+    return (
+        check_integer("height of size", size[0], minimum=1),
+        check_integer("width of size", size[1], minimum=1),
+    )
 
 
 def checked_fill(fill: Fill) -> Fill:

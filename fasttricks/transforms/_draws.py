@@ -66,9 +66,9 @@ class Draws:
             raise TypeError(f"indices must have dtype torch.int64, got dtype={self.indices.dtype}")
         if self.indices.dim() != 1:
             raise ValueError(f"indices must have the shape [N], got {tuple(self.indices.shape)}")
-        _check_word("seed", self.seed, bits=64)
-        _check_word("epoch", self.epoch, bits=32)
-        _check_word("stream", self.stream, bits=32)
+        _keep_word(self, "seed", bits=64)
+        _keep_word(self, "epoch", bits=32)
+        _keep_word(self, "stream", bits=32)
 
     def __len__(self) -> int:
         return self.indices.shape[0]
@@ -89,12 +89,20 @@ class Draws:
                 functions do.
             device: where the numbers are computed.
 
+        Raises:
+            TypeError: n is not a whole number, or generator not a generator.
+            ValueError: n is negative.
+
         Example:
             >>> generator = torch.Generator().manual_seed(0)
             >>> len(Draws.from_generator(5, generator=generator))
             5
         """
         check_integer("n", n)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"generator must be a torch.Generator or None, got generator={generator!r}"
+            )
         home = "cpu" if generator is None else generator.device
         seed = torch.randint(2**63 - 1, (), generator=generator, device=home)
         return cls(torch.arange(n, device=device), seed=int(seed))
@@ -156,8 +164,7 @@ class Draws:
 
     def _bits24(self, count: int, start: int) -> Tensor:
         """The 24 high bits of each number's mix, as int64, shape [N, count]."""
-        check_integer("count", count)
-        check_integer("start", start)
+        count, start = check_integer("count", count), check_integer("start", start)
         key_a, key_b = self._keys()
         low, high = self.indices & _MASK, self.indices >> 32 & _MASK
         image = _mix(_mix(low ^ key_a) + (high ^ key_b) & _MASK)
@@ -180,7 +187,11 @@ def _mix(h: _Word) -> _Word:
     return h ^ (h >> 15)
 
 
-def _check_word(name: str, value: int, *, bits: int) -> None:
-    check_integer(name, value)
+def _keep_word(draws: Draws, name: str, *, bits: int) -> None:
+    """Check one of the words of ``draws`` and keep it as an int."""
+    given = getattr(draws, name)
+    value = check_integer(name, given)
     if value >= 2**bits:
         raise ValueError(f"{name} must be less than 2**{bits}, got {name}={value}")
+    if value is not given:
+        object.__setattr__(draws, name, value)

@@ -67,7 +67,7 @@ class RandomErasing(Transform[Boxes]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
+    def moves_pixels(self) -> bool:
         return False
 
     def sample(self, draws: Draws, shape: Shape) -> Boxes:

@@ -99,15 +99,16 @@ class Recipe:
 
         A Cutout before Normalize fills with bytes, which are normalised like any other.
         """
-        rows = [torch.zeros(0, channels, dtype=self.normalize.dtype)]
-        whole = torch.tensor([[[0, 1, 0, 1]]])
+        rows = [torch.zeros(0, channels, dtype=self.normalize.dtype, device="cpu")]
+        whole = torch.tensor([[[0, 1, 0, 1]]], device="cpu")
         dtype = torch.uint8
         for piece in self.pieces:
             if isinstance(piece, Normalize):
                 dtype = piece.dtype
             if not isinstance(piece, Cutout):
                 continue
-            value = erase(torch.zeros(1, channels, 1, 1, dtype=dtype), whole, fill=piece.fill)
+            pixel = torch.zeros(1, channels, 1, 1, dtype=dtype, device="cpu")
+            value = erase(pixel, whole, fill=piece.fill)
             if dtype == torch.uint8:
                 value = _normalized(value, self.normalize)
             rows.append(value.view(1, channels).expand(piece.holes, channels))
@@ -166,7 +167,8 @@ def prepare(
             "order, then Normalize to float32, float16 or bfloat16"
         )
     if recipe is not None and problem is None:
-        recipe.sample(Draws(torch.zeros(0, dtype=torch.int64), seed=0), (0, *shape))
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
+        recipe.sample(Draws(none, seed=0), (0, *shape))
         if rows.device.type == "cpu":
             return TorchPass(recipe, rows, tuple(shape))
         return _kernel(recipe, rows, tuple(shape), required=fused is True)
@@ -209,7 +211,7 @@ class TorchPass:
         c, h, w = self._shape
         table = table.to(torch.int64)
         if len(index) == 0:
-            empty = torch.empty(0, c, h, w, dtype=self.recipe.normalize.dtype)
+            empty = torch.empty(0, c, h, w, dtype=self.recipe.normalize.dtype, device="cpu")
             return empty.contiguous(memory_format=memory_format)
         images = _normalized(self._cropped(index, table), self.recipe.normalize)
         pixels, first = images.permute(0, 2, 3, 1).reshape(-1), 0
@@ -253,7 +255,7 @@ class TorchPass:
             return horizontal_flip(images, table[:, 2]) if self.recipe.flips else images
         p, count = self._padding, 1 + self.recipe.flips
         dy, dx, flip = table[:, :1], table[:, 1].clamp(-p, p), table[:, 2]
-        y = torch.arange(h) + dy
+        y = torch.arange(h, device="cpu") + dy
         y_seen = h - 1 - (h - 1 - y.abs()).abs() if self._reflect else y
         # in the mirror image, a step to the right is one to the left
         x = p + torch.where(flip == 1, -dx, dx)
@@ -268,16 +270,17 @@ class TorchPass:
 def _erase_(pixels: Tensor, boxes: Tensor, fill: Tensor, shape: tuple[int, ...]) -> None:
     """Fill boxes [N, K, 4] of the images, NHWC numbers in one row: in place."""
     c, h, w = shape
-    image = torch.arange(len(boxes)).repeat_interleave(boxes.shape[1])
+    image = torch.arange(len(boxes), device="cpu").repeat_interleave(boxes.shape[1])
     boxes = boxes.reshape(-1, 4)
     filled = (boxes[:, 0] < boxes[:, 1]) & (boxes[:, 2] < boxes[:, 3])
     top, bottom, left, right = boxes[filled, :, None].unbind(1)
     if len(top) == 0:
         return
     # a box that is clipped repeats its last row and column
-    y = (top + torch.arange(int((bottom - top).max()))).minimum(bottom - 1)
-    x = (left + torch.arange(int((right - left).max()))).minimum(right - 1)
-    columns = (x[:, :, None] * c + torch.arange(c)).flatten(1)
+    height, width = int((bottom - top).max()), int((right - left).max())
+    y = (top + torch.arange(height, device="cpu")).minimum(bottom - 1)
+    x = (left + torch.arange(width, device="cpu")).minimum(right - 1)
+    columns = (x[:, :, None] * c + torch.arange(c, device="cpu")).flatten(1)
     start = (image[filled, None] * h + y) * (w * c)
     place = (start[:, :, None] + columns[:, None]).view(-1)
     pixels.index_copy_(0, place, fill.repeat(len(place) // c))

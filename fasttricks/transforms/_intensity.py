@@ -47,7 +47,7 @@ class RandomIntensity(Transform[tuple[Tensor, Tensor]]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
+    def moves_pixels(self) -> bool:
         return False
 
     def sample(self, draws: Draws, shape: Shape) -> tuple[Tensor, Tensor]:

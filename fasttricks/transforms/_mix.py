@@ -55,7 +55,8 @@ class Mix(ABC):
 
         Args:
             images: shape [N, C, H, W].
-            labels: int64, shape [N].
+            labels: int64, shape [N], 0 to K - 1, which is checked on the CPU alone: asking a GPU
+                would wait for it.
             num_classes: K.
             generator: gives one number, from which all follow; None takes torch's default one.
 
@@ -63,16 +64,13 @@ class Mix(ABC):
             New images, and labels of dtype float32 and shape [N, K].
 
         Raises:
-            TypeError: images are not a tensor of a fit dtype.
-            ValueError: a shape is wrong.
+            TypeError: images or labels are not a tensor of a fit dtype, or another argument is of
+                the wrong type.
+            ValueError: a shape is wrong, or a label out of range.
         """
         check_images(images)
         check_integer("num_classes", num_classes, minimum=1)
-        if images.dim() != 4 or labels.shape != images.shape[:1]:
-            raise ValueError(
-                f"images must have the shape [N, C, H, W] and labels [N], got {tuple(images.shape)}"
-                f" and {tuple(labels.shape)}"
-            )
+        _check_labels(labels, images, num_classes)
         draws = Draws.from_generator(len(images), generator=generator, device=images.device)
         partner = self.partners(draws, len(images))
         soft = F.one_hot(labels, num_classes).float()
@@ -218,6 +216,26 @@ def _log_gamma_variate(draws: Draws, alpha: float, start: int) -> Tensor:
     chosen = log_v.gather(1, accepted.to(torch.uint8).argmax(1, keepdim=True))
     logarithm: Tensor = (math.log(d) + chosen + boost.log() / alpha)[:, 0]
     return logarithm
+
+
+def _check_labels(labels: object, images: Tensor, num_classes: int) -> None:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if images.dim() != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"images must have the shape [N, C, H, W] and labels [N], got {tuple(images.shape)}"
+            f" and {tuple(labels.shape)}"
+        )
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must have dtype torch.int64, got dtype={labels.dtype}")
+    if labels.device.type != "cpu" or labels.numel() == 0:
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise ValueError(
+            f"labels must be between 0 and {num_classes - 1} (num_classes - 1), got {wrong}"
+        )
 
 
 def _soften(soft: Tensor, other: Tensor, weight: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Normalize(Transform[None]):
 
     @property
     @override
-    def _moves_pixels(self) -> bool:
+    def moves_pixels(self) -> bool:
         return False
 
     def sample(self, draws: Draws, shape: Shape) -> None:

@@ -51,11 +51,11 @@ class ProgressiveResize(Transform[int | None]):
             )
         if not self.sizes:
             raise ValueError(f"sizes must have at least one epoch, got sizes={self.sizes!r}")
-        for epoch, size in self.sizes.items():
-            check_integer("each epoch of sizes", epoch)
-            if size is not None:
-                check_integer("each size of sizes", size, minimum=1)
-        object.__setattr__(self, "sizes", dict(sorted(self.sizes.items())))
+        sizes = {
+            check_integer("each epoch of sizes", epoch): _checked_size(size)
+            for epoch, size in self.sizes.items()
+        }
+        object.__setattr__(self, "sizes", dict(sorted(sizes.items())))
 
     def __hash__(self) -> int:
         return hash(tuple(self.sizes.items()))
@@ -76,6 +76,10 @@ class ProgressiveResize(Transform[int | None]):
     def output_shape(self, shape: Shape, params: int | None) -> Shape:
         """(N, C, side, side)."""
         return shape if params is None else (*shape[:2], params, params)
+
+
+def _checked_size(size: object) -> int | None:
+    return None if size is None else check_integer("each size of sizes", size, minimum=1)
 
 
 def resize(images: Tensor, size: int) -> Tensor:

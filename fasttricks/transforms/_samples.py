@@ -6,6 +6,7 @@ Nothing of torchvision or Pillow is imported unless an object of theirs is there
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 
 Change = Callable[[Tensor], Tensor]
 
+# Pillow's modes of more than 8 bits, which its own conversion clips at 255.
+_DEEP = ("I", "F")
 # Modes whose channels are colours: an erased or mixed palette index would be any colour.
 _MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")
 
@@ -30,14 +33,19 @@ def change_sample(sample: Any, change: Change, *, moves_pixels: bool) -> Any:
         moves_pixels: Whether masks and boxes would be wrong afterwards.
 
     Raises:
-        TypeError: There is no image, one has a mode that is not of colours, or masks or boxes come
-            with a change that moves pixels.
+        TypeError: There is no image, one has a mode that is not of colours, masks or boxes come
+            with a change that moves pixels, or there is a video.
     """
     leaves: list[Any] = []
     _walk(sample, leaves.append)
+    if any(isinstance(leaf, _tv_tensor("Video")) for leaf in leaves):
+        raise TypeError(
+            "images must not come as or with a video, got a tv_tensors.Video; use "
+            "torchvision.transforms.v2 for videos"
+        )
     images = [leaf for leaf in leaves if is_image(leaf)]
     if not images:
-        images = [leaf for leaf in leaves if type(leaf) is Tensor][:1]
+        images = [leaf for leaf in leaves if is_plain_tensor(leaf)][:1]
     if not images:
         raise TypeError(
             "images must be a torch.Tensor, a PIL image, a tv_tensors.Image or a sample with one, "
@@ -54,15 +62,19 @@ def change_sample(sample: Any, change: Change, *, moves_pixels: bool) -> Any:
 
 def is_image(value: object) -> bool:
     """Whether ``value`` is a PIL image or a ``tv_tensors.Image``."""
-    kinds = (_loaded("PIL.Image", "Image"), _loaded("torchvision.tv_tensors", "Image"))
-    return isinstance(value, kinds)
+    return isinstance(value, (_loaded("PIL.Image", "Image"), _tv_tensor("Image")))
+
+
+def is_plain_tensor(value: object) -> bool:
+    """Whether ``value`` is a tensor that does not say what it is: a mask or a video does."""
+    return isinstance(value, Tensor) and not isinstance(value, _tv_tensor("TVTensor"))
 
 
 def change_image(image: Any, change: Change) -> Any:
     """Change a tensor, a ``tv_tensors.Image`` or a PIL image, and return one of the same type."""
     if isinstance(image, _loaded("PIL.Image", "Image")):
         return _change_pil(image, change)
-    if type(image) is Tensor:
+    if is_plain_tensor(image):
         return change(image)
     from torchvision import tv_tensors
 
@@ -73,9 +85,12 @@ def _change_pil(image: Any, change: Change) -> Any:
     from torchvision.transforms.v2 import functional
 
     if image.mode not in _MODES:
+        advice = "use image.convert('RGB')"
+        if image.mode.startswith(_DEEP):
+            advice = "scale its values to 0..255 and make them uint8 first, as convert() clips them"
         raise TypeError(
             f"images must have a mode of {', '.join(_MODES)}, got a PIL image of mode "
-            f"{image.mode}; use image.convert('RGB')"
+            f"{image.mode}; {advice}"
         )
     changed = change(functional.pil_to_tensor(image))
     if changed.dtype != torch.uint8:
@@ -90,6 +105,8 @@ def _walk(value: Any, visit: Callable[[Any], Any]) -> Any:
     """Visit every leaf in order and build the structure anew of what ``visit`` returns."""
     if isinstance(value, Mapping):
         items = {key: _walk(inner, visit) for key, inner in value.items()}
+        if isinstance(value, defaultdict):
+            return type(value)(value.default_factory, items)
         return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_walk(inner, visit) for inner in value))
@@ -100,7 +117,11 @@ def _walk(value: Any, visit: Callable[[Any], Any]) -> Any:
 
 def _is_bound_to_pixels(value: object) -> bool:
     kinds = ("Mask", "BoundingBoxes", "KeyPoints")
-    return any(isinstance(value, _loaded("torchvision.tv_tensors", kind)) for kind in kinds)
+    return isinstance(value, tuple(map(_tv_tensor, kinds)))
+
+
+def _tv_tensor(name: str) -> Any:
+    return _loaded("torchvision.tv_tensors", name)
 
 
 def _loaded(module: str, name: str) -> Any:

@@ -50,7 +50,7 @@ class RandomTranslate(Transform[Tensor]):
     mode: str = "reflect"
 
     def __post_init__(self) -> None:
-        check_integer("padding", self.padding)
+        object.__setattr__(self, "padding", check_integer("padding", self.padding))
         check_choice("mode", self.mode, _MODES)
 
     def sample(self, draws: Draws, shape: Shape) -> Tensor:

@@ -138,6 +138,15 @@ def test_the_same_draws_give_the_same_result(transform):
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("transform", ALL)
+def test_the_default_device_does_not_matter(transform):
+    images, generator = make("channels_last", torch.uint8), torch.Generator()
+    expected = transform(images, generator=generator.manual_seed(3))
+    with torch.device("meta"):
+        result = transform(images, generator=generator.manual_seed(3))
+    assert torch.equal(result, expected)
+
+
 @settings(max_examples=10)
 @given(data=st.data())
 @pytest.mark.parametrize("transform", ALL)

@@ -71,6 +71,33 @@ def test_the_archive_is_cached_as_well(make_batches, cache, monkeypatch):
     assert same(first, load_data(root, cache_dir=cache))
 
 
+def test_the_name_is_that_of_the_path_that_was_asked_for(make_tree, cache, decoded):
+    root, _ = make_tree("pets")
+    link = root.with_name("animals")
+    link.symlink_to(root, target_is_directory=True)
+    first = load_data(root, cache_dir=cache)
+    count = len(decoded)
+    by_link = load_data(link, cache_dir=cache)
+    assert len(decoded) == count
+    assert [each.name for each in (*first, *by_link)] == ["pets", "pets", "animals", "animals"]
+    assert torch.equal(by_link[0].images, first[0].images)
+
+
+def test_cifar_10_keeps_its_name_in_the_cache(make_batches, cache, monkeypatch):
+    import tarfile
+
+    from fasttricks.data import _cifar10
+
+    root, _, _ = make_batches()
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(root / "cifar-10-batches-py", "cifar-10-batches-py")
+    shutil.rmtree(root / "cifar-10-batches-py")
+    monkeypatch.setattr(_cifar10, "is_cifar10", lambda train, test: True)
+    for _ in range(2):
+        train, test = load_data(root, cache_dir=cache)
+        assert (train.name, test.name, train.classes) == ("CIFAR-10", "CIFAR-10", _cifar10.CLASSES)
+
+
 def touch_later(path):
     status = path.stat()
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +8,7 @@ from fasttricks.data import ImageSet, _device_loader
 from fasttricks.data._device_loader import DeviceLoader
 from fasttricks.transforms import (
     AlternatingFlip,
+    CutMix,
     Cutout,
     Draws,
     Normalize,
@@ -94,6 +96,31 @@ def test_a_loader_goes_on_from_anothers_state_but_not_with_another_seed():
     other = DeviceLoader(image_set(), batch_size=6, shuffle=True, seed=5)
     with pytest.raises(ValueError, match="seed must be that of the loader .* 4, got seed=5"):
         other.load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ({}, ValueError, "must hold seed and epoch, .* got state_dict={}"),
+        ({"seed": 0}, ValueError, "got state_dict={'seed': 0}"),
+        ([0, 1], TypeError, "state_dict must be a dict, got list"),
+        ({"seed": 0, "epoch": 1.5}, TypeError, "epoch must be a whole number, got epoch=1.5"),
+    ],
+)
+def test_what_is_no_loaders_state_is_named(state, error, message):
+    loader = DeviceLoader(image_set(), batch_size=6)
+    with pytest.raises(error, match=message):
+        loader.load_state_dict(state)
+    assert loader.epoch == 0
+
+
+def test_a_device_that_torch_was_not_built_for_is_named(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("Torch not compiled with XPU enabled")
+
+    monkeypatch.setattr(torch, "empty", fail)
+    with pytest.raises(ValueError, match=r"got device='xpu' \(Torch not compiled with XPU enabled"):
+        DeviceLoader(image_set(), batch_size=1, device="xpu")
 
 
 def test_batches_are_the_pipeline_applied_to_the_images_by_their_index():
@@ -199,6 +226,22 @@ def test_images_mirror_from_epoch_to_epoch_with_alternating_flip():
         assert torch.equal(third[label], image)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_default_device_does_not_matter(fused):
+    def epoch():
+        return list(DeviceLoader(numbered, batch_size=5, transforms=transforms, **options))
+
+    transforms = [RandomTranslate(2), Cutout(2, fill=9), Normalize(0.5, 0.25), Cutout(4)]
+    options = {"shuffle": True, "fused": fused, "seed": 3}
+    numbered = image_set()
+    expected = epoch()
+    with torch.device("meta"):
+        served = epoch()
+    for (images, labels), (others, other_labels) in zip(served, expected, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+
+
 def test_sizes_follow_the_epoch_with_progressive_resize():
     resize = ProgressiveResize({0: 4, 2: None})
     loader = DeviceLoader(image_set(), batch_size=23, transforms=[resize])
@@ -207,6 +250,19 @@ def test_sizes_follow_the_epoch_with_progressive_resize():
         ((images, _),) = loader
         sides.append(images.shape[3])
     assert sides == [4, 4, 8]
+
+
+def test_size_starts_are_those_of_all_resizes():
+    pieces = [ProgressiveResize({4: 4, 0: 6}), Pipeline([ProgressiveResize({4: 5, 2: None})])]
+    assert DeviceLoader(image_set(), batch_size=4, transforms=pieces).size_starts == (0, 2, 4)
+    assert DeviceLoader(image_set(), batch_size=4).size_starts == ()
+
+
+@pytest.mark.parametrize("mix", [None, CutMix(1.0)])
+def test_a_transform_that_refuses_a_later_size_is_named_before_the_first_epoch(mix):
+    pieces = [ProgressiveResize({0: 6, 3: 4, 5: None}), RandomTranslate(4)]
+    with pytest.raises(ValueError, match="padding=4 and images of 4x4"):
+        DeviceLoader(image_set(), batch_size=4, transforms=pieces, mix=mix)
 
 
 def test_a_broken_off_epoch_is_served_again():
@@ -241,6 +297,21 @@ def test_the_global_generator_is_not_touched():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_numbers_of_numpy_are_kept_as_ints():
+    numbers = {"batch_size": 6, "seed": 200, "rank": 1, "world_size": 2}
+    plain = DeviceLoader(image_set(24), transforms=TRANSFORMS, shuffle=True, **numbers)
+    given = {name: np.uint8(value) for name, value in numbers.items()}
+    loader = DeviceLoader(image_set(24), transforms=TRANSFORMS, shuffle=True, **given)
+    for each in (plain, loader):
+        each.set_epoch(np.uint8(255))
+    for (images, labels), (expected, same) in zip(loader, plain, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, same)
+    assert (loader.epoch, loader.last_batch_size) == (256, 3)
+    kept = {name: getattr(loader, name) for name in numbers} | loader.state_dict()
+    assert {type(value) for value in kept.values()} == {int}
+
+
 def bad(error, message, **arguments):
     label = next(iter(arguments), "nothing")
     return pytest.param(arguments, error, message, id=f"{label}: {message[:30]}")
@@ -267,6 +338,7 @@ def bad(error, message, **arguments):
         bad(TypeError, "fused must be True, False or None, got fused='yes'", fused="yes"),
         bad(ValueError, "fused=True is not possible: the transforms do not", fused=True),
         bad(ValueError, "device such as 'cpu' or 'cuda', got device='gpu'", device="gpu"),
+        bad(ValueError, "one that this machine has, got device='vulkan' (.+)", device="vulkan"),
     ],
 )
 def test_bad_arguments_are_named(arguments, error, message):

@@ -31,6 +31,13 @@ def test_tree_comes_back_bit_for_bit(make_tree, load):
         assert image_set.name == "pets"
 
 
+def test_the_default_device_does_not_matter(make_tree, load):
+    root, _ = make_tree("pets")
+    with torch.device("meta"):
+        train, _ = load(root)
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+
+
 def test_val_serves_as_test_set_when_there_is_no_test_folder(make_tree, load):
     root, pixels = make_tree()
     (root / "test").rename(root / "val")

@@ -3,9 +3,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fasttricks.data import ImageSet
@@ -90,6 +91,14 @@ def test_subset_takes_tensors_and_sequences(indices):
     assert image_set([0, 1, 2]).subset(indices).labels.tolist() == [1, 2]
 
 
+@pytest.mark.parametrize("dtype", ["i8", "i4", "u1", "u2"])
+def test_subset_takes_arrays_forwards_and_backwards(dtype):
+    numbers = np.arange(4, dtype=dtype)
+    whole = image_set([0, 1, 2, 1])
+    assert torch.equal(whole.subset(numbers).images, whole.images)
+    assert torch.equal(whole.subset(numbers[::-1]).images, whole.images.flip(0))
+
+
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
@@ -97,6 +106,9 @@ def test_subset_takes_tensors_and_sequences(indices):
         ([0, 3], ValueError, "between 0 and 2, got 3"),
         ([-1], ValueError, "between 0 and 2, got -1"),
         ([0.5], TypeError, "torch.float32"),
+        ([None], TypeError, r"indices must be whole numbers, got list \(.*NoneType\)"),
+        (["1"], TypeError, r"indices must be whole numbers, got list \("),
+        (None, TypeError, r"indices must be whole numbers, got NoneType \("),
         (torch.tensor([True, False, True]), TypeError, "torch.bool"),
         (torch.tensor([[0]]), ValueError, r"shape=\(1, 1\)"),
     ],
@@ -123,7 +135,51 @@ def test_split_is_a_partition_with_each_class_in_its_share(labels, seed, data):
     assert held == sorted(held)
     for label in set(labels):
         share = labels.count(label) * count / len(labels)
-        assert abs(held_out.labels.tolist().count(label) - share) <= 1 + 1e-9
+        assert abs(held_out.labels.tolist().count(label) - share) < 1
+
+
+@given(
+    small=st.integers(1, 40),
+    size=st.integers(1, 4),
+    others=st.lists(st.integers(1, 80), max_size=4),
+    part=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+def test_many_small_classes_of_one_size_take_nothing_from_the_others(
+    small, size, others, part, seed
+):
+    sizes = torch.tensor([size] * small + others)
+    labels = torch.arange(len(sizes)).repeat_interleave(sizes)
+    number = len(labels)
+    assume(number > 1)
+    count = min(max(round(part * number), 1), number - 1)
+    names = tuple(map(str, range(len(sizes))))
+    pixels = torch.zeros(number, 1, 1, 1, dtype=torch.uint8)
+    _, held_out = ImageSet(pixels, labels, names, "x").split(count, seed)
+    given_by = torch.bincount(held_out.labels, minlength=len(sizes))
+    assert len(held_out) == count
+    # times N, in whole numbers
+    assert (given_by * number - sizes * count).abs().max() < number
+
+
+@pytest.mark.parametrize("count", [4, 6, 10])
+def test_a_split_of_classes_of_one_size_takes_the_first_of_each_in_the_shuffled_order(count):
+    """With equal sizes that is also what ranking by (place + 1/2) / size gives."""
+    labels = torch.arange(24) % 4
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(5)).tolist()
+    seen, ranked = [0] * 4, []
+    for position, image in enumerate(shuffled):
+        ranked.append((seen[image % 4], position, image))
+        seen[image % 4] += 1
+    expected = sorted(image for _, _, image in sorted(ranked)[:count])
+    pixels = torch.arange(24, dtype=torch.uint8).view(-1, 1, 1, 1)
+    _, held_out = ImageSet(pixels, labels, tuple("abcd"), "x").split(count, seed=5)
+    assert held_out.images.flatten().tolist() == expected
+
+
+def test_which_of_equal_classes_gives_one_more_depends_on_the_seed():
+    whole = image_set([0, 1, 2] * 4)
+    assert {int(whole.split(1, seed)[1].labels) for seed in range(40)} == {0, 1, 2}
 
 
 def test_split_depends_on_the_seed_and_on_nothing_else():
@@ -139,6 +195,23 @@ def test_split_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     image_set([0, 1] * 5).split(4)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_split_takes_numbers_of_numpy():
+    whole = image_set([0, 1] * 20)
+    expected = whole.split(10, seed=3)[1].images
+    assert torch.equal(whole.split(np.uint8(10), seed=np.uint32(3))[1].images, expected)
+
+
+def test_split_and_subset_do_not_depend_on_the_default_device():
+    whole = image_set([0, 1] * 20)
+    rest, held_out = whole.split(10, seed=3)
+    with torch.device("meta"):
+        parts = whole.split(10, seed=3)
+        first = whole.subset([1, 0])
+    assert torch.equal(parts[0].images, rest.images)
+    assert torch.equal(parts[1].images, held_out.images)
+    assert first.labels.tolist() == [1, 0]
 
 
 def test_split_takes_a_fraction():

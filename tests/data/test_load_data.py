@@ -47,6 +47,13 @@ def test_strings_home_and_relative_paths_are_understood(tmp_path, monkeypatch):
     assert load_data("~/things.npz")[0].name == "things"
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".NPZ", ".Npz"])
+def test_the_suffix_is_no_part_of_the_name(tmp_path, suffix):
+    save_npz(tmp_path / "X.npz")
+    path = (tmp_path / "X.npz").rename(tmp_path / f"X{suffix}")
+    assert load_data(path)[0].name == "X"
+
+
 def test_a_folder_is_named_after_itself_however_it_is_reached(make_tree, tmp_path):
     root, _ = make_tree("pets")
     odd = root / "train" / ".."

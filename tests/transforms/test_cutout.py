@@ -8,8 +8,10 @@ import slow_transforms
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fasttricks.transforms import Cutout, Draws, Pipeline, cutout
+from fasttricks.transforms import Cutout, Draws, Pipeline, _cutout, cutout
 from fasttricks.transforms._cutout import erase
 
 DTYPES = [torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -229,6 +231,15 @@ def test_the_function_is_the_class():
     assert not torch.equal(by_function, images)
 
 
+@pytest.mark.parametrize("size", [np.uint8(6), (np.int8(6), np.uint8(3))])
+def test_sizes_and_holes_may_be_of_numpy(size):
+    plain = (6, 3) if isinstance(size, tuple) else 6
+    transform = Cutout(size, holes=np.uint8(2))
+    assert repr(transform) == repr(Cutout(plain, holes=2))
+    images = torch.ones(4, 1, 8, 8)
+    assert torch.equal(run(transform, images), run(Cutout(plain, holes=2), images))
+
+
 def test_a_list_of_fills_is_kept_as_numbers_of_its_own():
     fill = [1.0, 2.0, 3.0]
     transform = Cutout(2, fill=fill)
@@ -259,6 +270,11 @@ def test_bad_arguments_are_named(arguments, error, message):
     arguments = {"size": 8} | arguments
     with pytest.raises(error, match=message):
         Cutout(arguments.pop("size"), **arguments)
+
+
+def test_what_is_no_generator_is_named():
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got .*=5"):
+        cutout(torch.zeros(3, 8, 8), 2, generator=5)
 
 
 @pytest.mark.parametrize("fill", [0.5, -1, 256, (0, 0, 300)])
@@ -313,12 +329,71 @@ def test_random_fill_is_noise_that_depends_on_the_image_alone():
     assert torch.equal(alone[0], erased[3])
 
 
+class Largest(TorchDispatchMode):
+    """Keeps the bytes of the largest tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.numel() * each.element_size())
+        return result
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_noise_is_made_for_few_images_at_once_and_for_those_with_a_hole(
+    dtype, channels_last, monkeypatch
+):
+    images = torch.ones(40, 3, 16, 16).to(dtype)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    transform = Cutout(8, fill="random", p=0.5)
+    boxes, keys = transform.sample(draws(40), tuple(images.shape))
+    expected = transform.apply(images, (boxes, keys))
+    monkeypatch.setattr(_cutout, "_NOISE_AT_ONCE", 2 * 3 * 16 * 16)
+    made, noise = [], _cutout._noise
+    monkeypatch.setattr(
+        _cutout, "_noise", lambda keys, *rest: made.append(keys) or noise(keys, *rest)
+    )
+    with Largest() as largest:
+        result = transform.apply(images, (boxes, keys))
+    assert torch.equal(result, expected)
+    assert result.stride() == images.stride()
+    assert torch.equal(torch.cat(made), keys[boxes.flatten(1).any(1)])
+    assert max(map(len, made)) == 2
+    # noise of two images is of int64, the batch may be of less
+    assert largest.size <= max(images.numel() * images.element_size(), 2 * 3 * 16 * 16 * 8)
+
+
+def test_the_mask_of_many_holes_takes_no_more_than_that_of_one():
+    boxes = Cutout(3, holes=20).sample(draws(10), (10, 3, 64, 64))
+    with Largest() as largest:
+        mask = _cutout.box_mask(boxes, 64, 64)
+    assert largest.size <= mask.numel()
+    by_hand = torch.zeros(10, 64, 64, dtype=torch.bool)
+    for image, own in enumerate(boxes.tolist()):
+        for top, bottom, left, right in own:
+            by_hand[image, top:bottom, left:right] = True
+    assert torch.equal(mask, by_hand)
+
+
 def test_random_fill_of_bytes_is_uniform():
     images = torch.zeros(400, 3, 16, 16, dtype=torch.uint8)
     noise = run(Cutout(16, fill="random", inside=True), images)
     assert (noise.min(), noise.max()) == (0, 255)
     counts = torch.bincount(noise.flatten().long(), minlength=256)
     assert counts.min() > 0.85 * noise.numel() / 256
+
+
+def test_random_fill_of_int64_is_uniform_over_its_range():
+    images = torch.zeros(100, 3, 16, 16, dtype=torch.int64)
+    noise = run(Cutout(16, fill="random", inside=True), images)
+    counts = torch.bincount((noise.flatten() >> 60) + 8, minlength=16)
+    assert counts.numel() == 16
+    assert counts.min() > 0.9 * noise.numel() / 16
 
 
 def test_random_noise_without_keys_is_refused():

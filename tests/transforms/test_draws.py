@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import slow_transforms
 import torch
@@ -208,6 +209,15 @@ def test_bad_arguments_are_named(arguments, error, message):
         Draws(arguments.pop("indices"), **arguments)
 
 
+def test_numbers_of_numpy_give_the_draws_of_their_values():
+    indices = torch.arange(5)
+    plain = Draws(indices, seed=2**32 - 1, epoch=200, stream=255).uniform(9, start=250)
+    words = {"seed": np.uint32(2**32 - 1), "epoch": np.uint8(200), "stream": np.uint8(255)}
+    draws = Draws(indices, **words)
+    assert {type(getattr(draws, name)) for name in words} == {int}
+    assert torch.equal(draws.uniform(np.uint8(9), start=np.uint8(250)), plain)
+
+
 def test_an_empty_or_too_wide_range_is_refused():
     draws = Draws(torch.arange(2), seed=0)
     with pytest.raises(ValueError, match="got low=3 and high=3"):
@@ -218,6 +228,8 @@ def test_an_empty_or_too_wide_range_is_refused():
         draws.uniform(-1)
     with pytest.raises(ValueError, match="n must be at least 0, got n=-1"):
         Draws.from_generator(-1)
+    with pytest.raises(TypeError, match="generator must be a torch.Generator or None, got .*=5"):
+        Draws.from_generator(1, generator=5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,6 +130,12 @@ def test_cutmix_works_on_uint8_and_mixup_says_what_to_do():
         Mixup(1.0)(images, labels, num_classes=4)
 
 
+@pytest.mark.parametrize("mix", [Mixup(0.4), CutMix(1.0)])
+def test_an_empty_batch_gives_an_empty_batch(mix):
+    mixed, soft = mix(torch.zeros(0, 3, 8, 8), torch.zeros(0).long(), num_classes=4)
+    assert (mixed.shape, soft.shape) == ((0, 3, 8, 8), (0, 4))
+
+
 def make_set(n=40):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=generator)
@@ -176,6 +183,43 @@ def test_in_the_loader_the_partners_are_augmented_as_they_are_themselves():
             lambda: Mixup(1)(torch.zeros(3, 8, 8), torch.zeros(1), num_classes=2),
             ValueError,
             r"got \(3, 8, 8\) and \(1,\)",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), [0, 1], num_classes=2),
+            TypeError,
+            "labels must be a torch.Tensor, got list",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), np.array([0, 1]), num_classes=2),
+            TypeError,
+            "labels must be a torch.Tensor, got ndarray",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), torch.tensor([0.0, 1.0]), num_classes=2),
+            TypeError,
+            "labels must have dtype torch.int64, got dtype=torch.float32",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]).int(), num_classes=2),
+            TypeError,
+            "labels must have dtype torch.int64, got dtype=torch.int32",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 2]), num_classes=2),
+            ValueError,
+            r"labels must be between 0 and 1 \(num_classes - 1\), got 2",
+        ),
+        (
+            lambda: CutMix(1)(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1]), num_classes=2),
+            ValueError,
+            r"labels must be between 0 and 1 \(num_classes - 1\), got -1",
+        ),
+        (
+            lambda: Mixup(1)(
+                torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), num_classes=2, generator=5
+            ),
+            TypeError,
+            "generator must be a torch.Generator or None, got generator=5",
         ),
         (
             lambda: DeviceLoader(make_set(), batch_size=4, mix=0.2),

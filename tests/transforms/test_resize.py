@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,11 @@ def test_halving_by_hand():
 
 def test_called_alone_it_is_epoch_0():
     assert ProgressiveResize({0: 5, 1: None})(torch.zeros(3, 8, 8)).shape == (3, 5, 5)
+
+
+def test_epochs_and_sizes_may_be_of_numpy():
+    resize = ProgressiveResize({np.int64(0): np.uint8(5), np.int64(2): None})
+    assert repr(resize) == repr(ProgressiveResize({0: 5, 2: None}))
 
 
 @pytest.mark.parametrize(

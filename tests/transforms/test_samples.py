@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from fasttricks import (
     RandomErasing,
     RandomHorizontalFlip,
     RandomTranslate,
+    Transform,
 )
 
 
@@ -86,6 +87,14 @@ def test_the_structure_of_a_sample_is_kept():
     assert (type(result), result[1]) == (tuple, 7)
 
 
+def test_mappings_keep_their_type():
+    for sample in (defaultdict(list, image=pil()), OrderedDict(label=3, image=pil())):
+        out = Cutout(4)(sample)
+        assert type(out) is type(sample)
+        assert list(out) == list(sample)
+    assert Cutout(4)(defaultdict(list, image=pil()))["boxes"] == []
+
+
 def test_all_images_of_a_sample_get_the_same_squares():
     first, second = tv_tensors.Image(torch.ones(3, 16, 16)), tv_tensors.Image(torch.ones(1, 16, 16))
     a, b = Cutout(6)((first, second))
@@ -103,6 +112,24 @@ def test_what_moves_pixels_refuses_masks_and_boxes_but_takes_labels():
         assert transform(image, mask)[1] is mask
 
 
+def test_a_transform_of_ones_own_says_whether_it_moves_pixels():
+    class Own(Transform):
+        def sample(self, draws, shape):
+            return None
+
+        def apply(self, images, params):
+            return 1 - images
+
+    class Invert(Own):
+        moves_pixels = False
+
+    mask = tv_tensors.Mask(torch.ones(16, 16, dtype=torch.uint8))
+    image = tv_tensors.Image(torch.ones(3, 16, 16))
+    assert Pipeline([Invert(), Cutout(4)])(image, mask)[1] is mask
+    with pytest.raises(TypeError, match="masks and boxes must not come"):
+        Pipeline([Cutout(4), Own()])(image, mask)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -110,11 +137,33 @@ def test_what_moves_pixels_refuses_masks_and_boxes_but_takes_labels():
         (np.zeros((8, 8, 3)), "got ndarray"),
         ({"label": 3}, "got dict"),
         (pil().convert("P"), r"got a PIL image of mode P; use image.convert\('RGB'\)"),
+        (Image.new("I;16", (8, 8)), "mode I;16; scale its values to 0..255 and make them uint8"),
+        (Image.new("I", (8, 8)), "mode I; scale its values to 0..255 and make them uint8"),
+        (Image.new("F", (8, 8)), "mode F; scale its values to 0..255 and make them uint8"),
+        (tv_tensors.Mask(torch.ones(1, 8, 8, dtype=torch.uint8)), "got Mask"),
+        (
+            tv_tensors.BoundingBoxes([[0, 0, 4, 4]], format="XYXY", canvas_size=(8, 8)),
+            "got BoundingBoxes",
+        ),
     ],
 )
 def test_what_holds_no_image_is_refused(images, message):
     with pytest.raises(TypeError, match=message):
         Cutout(4)(images)
+
+
+def test_a_video_is_refused_wherever_it_comes():
+    video = tv_tensors.Video(torch.ones(2, 3, 8, 8))
+    image = tv_tensors.Image(torch.ones(3, 8, 8))
+    for sample in (video, (image, video), {"clip": video, "label": 3}):
+        with pytest.raises(TypeError, match="got a tv_tensors.Video; use torchvision.transforms"):
+            Cutout(4)(sample)
+
+
+def test_a_parameter_is_a_tensor_like_any_other():
+    images = torch.nn.Parameter(torch.ones(3, 8, 8), requires_grad=False)
+    assert (Cutout(4, inside=True)(images) == 0).sum() == 48
+    assert (Cutout(4, inside=True)(images, 5)[0] == 0).sum() == 48
 
 
 def test_a_float_result_of_a_pil_image_is_refused_with_the_way_out():

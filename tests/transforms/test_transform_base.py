@@ -91,6 +91,11 @@ def test_a_transform_needs_both_of_its_halves():
         Half()
 
 
+def test_a_list_of_different_transforms_is_one_of_transforms_to_a_type_checker():
+    (params,) = Transform.__parameters__
+    assert params.__covariant__
+
+
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
@@ -100,6 +105,13 @@ def test_a_transform_needs_both_of_its_halves():
         (torch.zeros(2, 3, 0, 4), ValueError, r"one channel, row and column, got shape=\(2, 3, 0"),
         (torch.zeros(3, 4, 4, dtype=torch.bool), TypeError, "got dtype=torch.bool"),
         (torch.zeros(3, 4, 4, dtype=torch.complex64), TypeError, "got dtype=torch.complex64"),
+        (
+            torch.zeros(3, 4, 4, dtype=torch.uint16),
+            TypeError,
+            "dtype of uint8, int8, int16, int32, int64, float16, bfloat16, float32, float64, "
+            "got dtype=torch.uint16",
+        ),
+        (torch.zeros(3, 4, 4, dtype=torch.float8_e5m2), TypeError, "got dtype=torch.float8_e5m2"),
     ],
 )
 def test_what_is_not_a_batch_of_images_is_refused(bad, error, message):

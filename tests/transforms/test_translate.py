@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import slow_transforms
 import torch
@@ -61,6 +62,13 @@ def test_every_shift_is_equally_likely_and_each_image_has_its_own():
 def test_no_padding_is_the_identity():
     images = batch((3, 3, 8, 8))
     assert torch.equal(RandomTranslate(0)(images), images)
+
+
+def test_padding_may_be_of_numpy():
+    images = batch((3, 3, 8, 8))
+    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
+    moved = RandomTranslate(np.uint8(2))(images, generator=generators[0])
+    assert torch.equal(moved, RandomTranslate(2)(images, generator=generators[1]))
 
 
 def test_a_zero_border_keeps_infinities_inside():
