@@ -193,7 +193,7 @@ def _sweep(
         if not math.isfinite(value) and len(losses) < _FEWEST_LOSSES:
             raise ValueError(
                 f"start_lr must be a rate at which the model trains for a while, got "
-                f"start_lr={rates[0]:g} and a loss of {value} after {len(losses)} updates; lower it"
+                f"start_lr={rates[0]:g} and no finite loss after {len(losses)} updates; lower it"
             )
         if not math.isfinite(value):
             return losses, True

@@ -297,7 +297,7 @@ def test_a_loss_that_diverges_at_once_is_named(finite):
         assert result.diverged
         assert len(result.losses) == 3
         return
-    message = f"start_lr must be .* got start_lr=0.0001 and a loss of inf after {finite} updates"
+    message = f"start_lr must be .* got start_lr=0.0001 and no finite loss after {finite} updates"
     with pytest.raises(ValueError, match=message):
         run(loss=loss)
 

@@ -58,8 +58,11 @@ class _Average(Callback):
         if self.batches is not None:
             context = nullcontext() if precision is None else precision.forward_context()
             device = next((p.device for p in model.parameters()), torch.device("cpu"))
+            frozen = _frozen_statistics(model, average)
             with preserve_training_state(nn.Identity(), [], self.batches), context:
                 update_bn(self.batches, average, device)
+            for tensor, value in frozen:
+                tensor.copy_(value)
         model.load_state_dict(average.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ class WeightAverage(_Average):
         decay: Share of the average that an update leaves, 0 to 1; an update counts for about
             ``1 / (1 - decay)`` updates.
         every: Take the weights in after every so many updates, counted back from the last one, so
-            that it is always among them; 1 by default.
+            that it is always among them in a run of the expected length; 1 by default.
         start_fraction: Share of the run, 0 to 1, after which averaging begins; 0 by default.
         batches: Batches (images, targets) on which the average's batch-norm statistics are
             estimated anew when the model takes it, in whole and not as a moving average: a few
@@ -328,6 +331,15 @@ def _statistics(model: nn.Module) -> list[Tensor]:
     """Return the running means and variances of the norms."""
     names = ("running_mean", "running_var")
     return [x for name, x in model.named_buffers() if name.rpartition(".")[2] in names]
+
+
+def _frozen_statistics(model: nn.Module, average: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return the buffers of the average's norms that the model keeps frozen, and their values."""
+    if not model.training:
+        return []
+    own = zip(model.modules(), average.modules(), strict=True)
+    frozen = [other for one, other in own if not one.training]
+    return [(x, x.clone()) for module in frozen for x in module.buffers(recurse=False)]
 
 
 def _tensors(model: nn.Module) -> Iterable[Tensor]:

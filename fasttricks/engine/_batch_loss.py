@@ -75,7 +75,7 @@ def _weight(loss: Any, targets: Tensor) -> Tensor | None:
         return None
     counted: Tensor = targets != loss.ignore_index
     if loss.weight is not None:
-        counted = loss.weight[targets.where(counted, 0)] * counted
+        counted = loss.weight[targets.where(counted, 0).long()] * counted
     return counted.sum().float()
 
 

@@ -91,7 +91,7 @@ def _write(
     tensors: dict[str, Tensor] = {}
     state = {
         "extra_state": {name: value for name, value in entries.items() if name not in model},
-        "loss": _state_of(trainer.loss),
+        "loss": _state_of_loss(trainer),
         "counts": {
             name: getattr(trainer, name) for name in (*_COUNTS, *_FIT_COUNTS, "micro_batch_size")
         },
@@ -128,6 +128,10 @@ def _number(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
+def _state_of_loss(trainer: Trainer) -> dict[str, Any]:
+    return trainer.loss.state_dict() if isinstance(trainer.loss, nn.Module) else {}
+
+
 def _state_of(owner: object) -> Any:
     return owner.state_dict() if hasattr(owner, "state_dict") else None
 
@@ -142,11 +146,9 @@ class Checkpoint:
 
     def check(self, trainer: Trainer) -> None:
         """Raise a ValueError unless all of it fits the trainer's parts."""
-        mine, saved = trainer.model.state_dict(), self.model
-        for name in [*mine, *(saved.keys() - mine.keys())]:
-            if _kind(mine.get(name)) != _kind(saved.get(name)):
-                has = f"{_kind(saved.get(name))}, and the model {_kind(mine.get(name))}"
-                raise self._misfit(_TENSORS[0], f"of {name!r} it has {has}")
+        self._check_tensors("model", trainer.model.state_dict(), self.model, _TENSORS[0])
+        if self.state["loss"] is not None:
+            self._check_tensors("loss", _state_of_loss(trainer), self.state["loss"], _TENSORS[1])
         for name in ("optimizers", "schedulers"):
             count, own = len(self.state[name]), len(getattr(trainer, name))
             if count != own:
@@ -162,6 +164,14 @@ class Checkpoint:
                 kind = type(optimizer).__name__
                 text = f"its {kind} has groups of {sizes} parameters, and the trainer's {own_sizes}"
                 raise self._misfit(_STATE, text)
+
+    def _check_tensors(
+        self, owner: str, mine: dict[str, Any], saved: dict[str, Any], file: str
+    ) -> None:
+        for name in [*mine, *(saved.keys() - mine.keys())]:
+            if _kind(mine.get(name)) != _kind(saved.get(name)):
+                has = f"{_kind(saved.get(name))}, and the {owner} {_kind(mine.get(name))}"
+                raise self._misfit(file, f"of {name!r} it has {has}")
 
     def restore(self, trainer: Trainer) -> None:
         """Put back weights, optimizers, schedules, scale, counts and history."""
@@ -204,6 +214,12 @@ class Checkpoint:
             restore_loader_place(loader, place)
 
     def _check_settings(self, trainer: Trainer) -> None:
+        if type(trainer.loss).__module__.startswith("torch."):  # of which these are arguments
+            for name, value in _state_of_loss(trainer).items():
+                saved = (self.state["loss"] or {}).get(name, value)
+                if not torch.equal(value.cpu(), saved.cpu()):
+                    text = f"its run began with the loss's {name}={saved.tolist()}, and this one "
+                    raise self._misfit(_STATE, f"{text}with {value.tolist()}; give the same")
         for mine, saved in zip(trainer.settings, self.state["settings"], strict=True):
             for index, (group, other) in enumerate(
                 zip(mine["groups"], saved["groups"], strict=True)

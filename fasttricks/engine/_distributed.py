@@ -108,7 +108,10 @@ def share_tensors(tensors: Sequence[Tensor]) -> None:
     """Write those of the first process into those of the others."""
     if world_size() > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dense = tensor.contiguous()  # what is sent is memory, strides are not
+            dist.broadcast(dense, src=0)
+            if dense is not tensor and rank() > 0:
+                tensor.copy_(dense)
 
 
 class Replica:

@@ -10,7 +10,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -33,7 +33,8 @@ class Evaluation:
     Attributes:
         accuracy: Share of labels, one an image or one a pixel, at which the logit is largest, 0 to
             1; soft labels count by their largest class. NaN where targets are no classes.
-        loss: Mean loss over all images, a cross-entropy without its label smoothing.
+        loss: Mean loss over all images, a cross-entropy without its label smoothing; of a loss
+            with ``reduction="sum"`` the sum divided by the number of images.
         num_images: How many images there were.
         seconds: Time taken.
         metrics: Other figures by name.
@@ -119,8 +120,11 @@ def evaluate(
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
     device = _device_of(model) if dealt and world_size() > 1 else logits.device
-    with torch.no_grad():
+    mode = _evaluation_mode(loss) if isinstance(loss, nn.Module) else nullcontext()
+    with mode, torch.no_grad():
         mean = check_mean(loss(logits.to(device), targets.to(device))).item()
+    if getattr(loss, "reduction", "mean") == "sum":
+        mean /= len(targets)
     accuracy = _accuracy(logits, targets, getattr(loss, "ignore_index", None))
     figures = {name: float(metric(logits, targets)) for name, metric in (metrics or {}).items()}
     return Evaluation(accuracy, mean, len(targets), time.perf_counter() - start, figures)

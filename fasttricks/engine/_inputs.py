@@ -38,7 +38,7 @@ def check_mean(loss: Any) -> Tensor:
     """Return what a loss returned; raise unless it is a tensor of one number."""
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss must return a tensor with one number, got {_kind(loss)}")
-    if loss.ndim:
+    if loss.numel() != 1:
         raise ValueError(
             f"loss must return one number, the mean over the images, got shape "
             f"{list(loss.shape)}; take its mean, as reduction='mean' does"

@@ -129,8 +129,9 @@ def gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite."""
-    values = [p.detach().isfinite().all() for p in model.parameters() if p.is_floating_point()]
+    """Whether every trained parameter is finite; others may hold infinities on purpose."""
+    trained = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    values = [p.detach().isfinite().all() for p in trained]
     return not values or bool(torch.stack(values).all())
 
 

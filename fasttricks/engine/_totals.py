@@ -58,8 +58,7 @@ def count_hits(outputs: Tensor, labels: Tensor, ignored: int | None) -> tuple[Te
         ignored: The label that the loss leaves out, if there is one.
     """
     hits = outputs.argmax(1) == labels
-    # An image without a label is rare, and looking for one would cost every update a little.
-    if ignored is None or (labels.ndim == 1 and ignored == _IGNORED_BY_DEFAULT):
+    if ignored is None:
         return hits.sum(), labels.numel()
     counts = labels != ignored
     return (hits & counts).sum(), counts.sum()
@@ -80,7 +79,8 @@ class Totals:
     Args:
         device: Where the sums are kept.
         metrics: Functions of (outputs, targets) that return a mean over the images.
-        ignored: The label that the loss leaves out, if there is one; it is not counted.
+        ignored: The label that the loss leaves out, if there is one; it is not counted, but for
+            images labelled -100, torch's default, which count as missed.
     """
 
     def __init__(
@@ -113,7 +113,9 @@ class Totals:
         if self._are_soft(outputs, targets):
             targets = targets.argmax(1)
         if holds_labels(outputs, targets):
-            hits, labels = count_hits(outputs, targets, self._ignored)
+            # An image without a label is rare, and looking for one costs every update a little.
+            usual = targets.ndim == 1 and self._ignored == _IGNORED_BY_DEFAULT
+            hits, labels = count_hits(outputs, targets, None if usual else self._ignored)
             self._correct += hits
             self._labels += labels
 

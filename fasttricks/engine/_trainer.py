@@ -468,7 +468,8 @@ class Trainer:
             raise FloatingPointError(self.fault("no loss of the whole epoch was finite"))
 
     def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
-        # The running statistics are each process's own; what is measured and saved is one model.
+        # The running statistics are each process's own since the last update began, and what is
+        # measured and saved is one model.
         share_tensors(list(self.model.buffers()))
         totals = self.totals
         row: dict[str, Value] = {

@@ -116,6 +116,10 @@ def normed(world, folder):
     """Batch norm, whose statistics are each process's own between two updates."""
     model = make_model()
     model.insert(1, nn.BatchNorm2d(4))
+    # A view with gaps, of other numbers in each process.
+    wide = torch.arange(6.0).view(2, 3) + 100 * world.rank
+    model.register_buffer("view", wide[:, ::2])
+    model.wide = [wide]
     swa = ft.StochasticWeightAverage(make_loader(world), start_fraction=0.5)
     sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     trainer = make_trainer(model, sgd, callbacks=[swa])
@@ -164,6 +168,8 @@ def run(world, folder):
         name = f"{case.__name__}-{world.rank}"
         weights = {k: v.contiguous() for k, v in trainer.model.state_dict().items()}
         weights["logits"] = trainer.predict(make_val())
+        for wide in getattr(trainer.model, "wide", []):
+            weights["beside"] = wide[:, 1].clone()
         save_file(weights, folder / f"{name}.safetensors")
         ft.write_json(folder / f"{name}.json", trainer.history.rows)
     ft.write_json(folder / f"faults-{world.rank}.json", faults(world))

@@ -83,6 +83,13 @@ def test_by_default_it_ends_the_run_before_the_update():
         trainer.step(bad)
 
 
+def test_what_is_not_trained_may_be_infinite():
+    trainer = make_trainer()
+    mask = torch.nn.Parameter(torch.tensor([-torch.inf, 0.0]), requires_grad=False)
+    trainer.model.register_parameter("mask", mask)
+    assert len(trainer.fit(batches(1), 1)) == 1
+
+
 def test_a_gradient_alone_that_is_not_finite_ends_the_run_too():
     trainer = make_trainer()
 

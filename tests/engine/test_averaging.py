@@ -211,6 +211,20 @@ def test_swa_is_the_plain_mean_of_the_weights_at_the_ends_of_epochs(epochs, star
         torch.testing.assert_close(value, expected.float(), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "make", [StochasticWeightAverage, lambda batches: WeightAverage(decay=0.5, batches=batches)]
+)
+def test_a_frozen_norm_keeps_its_statistics(make):
+    model, batches = make_model(), make_batches()
+    model[1].eval()
+    before = floats(model[1])
+    make_trainer(model, make(batches)).fit(batches, epochs=2)
+    assert not model[1].training
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(getattr(model[1], name), before[name])
+    assert model[1].num_batches_tracked == 0
+
+
 class Marked(nn.Module):
     """Has buffers that no mean may touch: indices, a mask of infinities, a count."""
 

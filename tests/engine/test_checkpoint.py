@@ -634,6 +634,40 @@ def test_a_loss_with_a_state_goes_on_with_it(tmp_path):
     assert resumed.loss.calls == 4 * BATCHES
 
 
+def weighted_trainer(*weights):
+    loss = nn.CrossEntropyLoss(weight=torch.tensor(weights) if weights else None)
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return Trainer(model, optimizer, loss=loss, precision="fp32", progress=False)
+
+
+def test_a_run_goes_on_with_the_same_weights_of_classes_only(tmp_path):
+    mine, others = (1.0, 2.0, 1.0, 1.0, 1.0), (1.0, 5.0, 1.0, 1.0, 1.0)
+    weighted_trainer(*mine).fit(make_loader(), 1, checkpoints=tmp_path)
+    options = {"checkpoints": tmp_path, "resume": True}
+    with pytest.raises(ValueError, match=r"the loss's weight=\[1.0, 2.0, .* one with \[1.0, 5.0"):
+        weighted_trainer(*others).fit(make_loader(), 2, **options)
+    plain = weighted_trainer()
+    before = plain.model[0].weight.clone()
+    with pytest.raises(ValueError, match=r"of 'weight' it has float32 \[5\], and the loss none"):
+        plain.fit(make_loader(), 2, **options)
+    assert torch.equal(plain.model[0].weight, before)
+    assert len(weighted_trainer(*mine).fit(make_loader(), 2, **options)) == 2
+
+
+def test_a_loss_that_is_no_module_is_left_alone(tmp_path):
+    class Loss:
+        def state_dict(self):
+            return {"self": self}
+
+        def __call__(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets)
+
+    trainer = plain_trainer()
+    trainer.loss = Loss()
+    trainer.fit(make_loader(), 1, checkpoints=tmp_path)
+
+
 def test_a_checkpoint_without_a_loss_is_one_of_before(tmp_path):
     plain_trainer().save(tmp_path / "c")
     state = json.loads((tmp_path / "c" / "state.json").read_text())

@@ -220,3 +220,30 @@ def test_the_first_batch_says_whether_rows_are_distributions():
     for targets in (3 * outputs, outputs):
         totals.add(torch.tensor(1.0), outputs, targets)
     assert math.isnan(totals.accuracy)
+
+
+def test_a_label_that_is_ignored_by_default_is_left_out():
+    outputs = torch.eye(3)[[0, 1, 2, 0, 1]]
+    targets = torch.tensor([0, -100, 2, -100, 0])
+    result = evaluate(nn.Identity(), [(outputs, targets)])
+    assert result.accuracy == 2 / 3
+
+
+def test_a_loss_that_sums_is_divided_by_the_images():
+    outputs, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    plain = evaluate(nn.Identity(), [(outputs, targets)])
+    summed = nn.CrossEntropyLoss(reduction="sum")
+    for times in (1, 2):
+        result = evaluate(nn.Identity(), [(outputs, targets)] * times, loss=summed)
+        assert result.loss == pytest.approx(plain.loss)
+
+
+def test_a_losss_own_state_is_left_alone():
+    class Counting(nn.CrossEntropyLoss):
+        def forward(self, outputs, targets):
+            assert not self.training
+            return super().forward(outputs, targets)
+
+    loss = Counting()
+    evaluate(nn.Identity(), [(torch.randn(2, 3), torch.tensor([0, 1]))], loss=loss)
+    assert loss.training

@@ -198,6 +198,16 @@ def test_parts_add_up_where_images_do_not_count_alike(loss):
         torch.testing.assert_close(found[1][0][name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_labels_of_a_byte_take_weights_in_parts_too():
+    images, targets = make_batches(1)[0]
+    loss = nn.CrossEntropyLoss(weight=WEIGHTS)
+    trainers = [
+        make_trainer(make_model(norm=False), loss=loss, micro_batch_size=size) for size in (None, 5)
+    ]
+    whole, parts = (trainer.step((images, targets.to(torch.uint8))) for trainer in trainers)
+    torch.testing.assert_close(parts, whole)
+
+
 # Numbers that are not finite --------------------------------------------------------------------
 
 
