@@ -125,6 +125,21 @@ def switches(precision: str, device: str, compile: bool | str) -> dict[str, Any]
     return {"precision": precision, "compile": compile, "cuda_graph": graph}
 
 
+def at_once(count: int, images: ft.ImageSet) -> int:
+    """Return how many such images take the memory of so many of 32 x 32 pixels, 16 at least.
+
+    Of smaller ones it is no more.
+    """
+    height, width = images.image_size
+    return max(16, count * 32**2 // max(32**2, height * width))
+
+
+def evaluation_loader(images: ft.ImageSet, normalize: ft.Normalize, device: str) -> ft.DeviceLoader:
+    """Return the loader of images to evaluate on, as they are."""
+    size = at_once(1000, images)
+    return ft.DeviceLoader(images, batch_size=size, transforms=[normalize], device=device)
+
+
 def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader) -> float:
     """Compile before the clock runs, and say so: it takes minutes."""
     print("compiling ...", flush=True)

@@ -66,12 +66,12 @@ def speedrun(
         *([ft.ProgressiveResize(sizes)] if can_grow else []),
     )
     steps = max(1, round(epochs * len(loader)))
-    part = max(16, 768 * 32**2 // max(32**2, train.images[0, 0].numel()))  # for a CPU's memory
     options: dict[str, Any] = {"act": "silu", "whiten_act": "gelu", "batch_norm_momentum": 0.2}
     model = ft.speedrun_net(train.num_classes, in_channels=train.channels, **options, **network)
     some = train if len(train) <= 5000 else train.split(5000, seed=plan.seed)[1]
     ft.whiten_(model.whiten, normalize(some.images))
-    clean = replace(plan, train=some, batch_size=min(1000, len(some))).loader(normalize)
+    few = min(len(some), _shared.at_once(1000, some))
+    clean = replace(plan, train=some, batch_size=few).loader(normalize)
     ft.use_winograd_(model.to(plan.device))
 
     # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
@@ -101,7 +101,7 @@ def speedrun(
         ],
         loss=torch.nn.CrossEntropyLoss(label_smoothing=0.09),
         **plan.switches,
-        micro_batch_size=part if plan.device == "cpu" else None,  # a GPU takes the batch whole
+        micro_batch_size=_shared.at_once(768, train) if plan.device == "cpu" else None,
         callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), average],
     ), loader
 
@@ -152,7 +152,7 @@ def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[s
     _shared.check_image_size(plan.train, trainer.model.min_size, recipe)
     ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
-    tests = ft.DeviceLoader(test, batch_size=1000, transforms=[normalize], device=plan.device)
+    tests = _shared.evaluation_loader(test, normalize, plan.device)
     saved = folder / "checkpoints" if plan.resume else None
     precompile_seconds = _shared.precompile(trainer, loader) if plan.compile else 0.0
     history = trainer.fit(loader, plan.epochs, val=tests, checkpoints=saved, resume=plan.resume)

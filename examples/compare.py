@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _shared import Parser, article_loader, check, choose_device, errors_in_one_line, load
+from _shared import (
+    Parser,
+    article_loader,
+    check,
+    choose_device,
+    errors_in_one_line,
+    evaluation_loader,
+    load,
+)
 
 import fasttricks as ft
 
@@ -149,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
     if args.images < len(rest):
         _, rest = rest.split(args.images, seed=1)
     normalize = ft.Normalize(*rest.mean_std())
-    val = ft.DeviceLoader(held_out, batch_size=1000, transforms=[normalize], device=args.device)
+    val = evaluation_loader(held_out, normalize, args.device)
     folder = ft.make_run_folder(args.output or f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}")
     contenders = CONTESTS[args.contest]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}

@@ -14,7 +14,15 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from _shared import Parser, article_loader, check, choose_device, errors_in_one_line, load
+from _shared import (
+    Parser,
+    article_loader,
+    check,
+    choose_device,
+    errors_in_one_line,
+    evaluation_loader,
+    load,
+)
 
 import fasttricks as ft
 from fasttricks.lr_range_test import RULES
@@ -86,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         _, rest = rest.split(args.images, seed=1)
     folder = ft.make_run_folder(args.output or f"runs/find_lr-{datetime.now():%Y%m%d-%H%M%S}")
     normalize = ft.Normalize(*rest.mean_std())
-    val = ft.DeviceLoader(held_out, batch_size=1000, transforms=[normalize], device=args.device)
+    val = evaluation_loader(held_out, normalize, args.device)
     rows = []
     for batch_size in args.batch_size:
         size = min(batch_size, len(rest) // 4)

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from _shared import Parser, check, choose_device, errors_in_one_line, load
+from _shared import Parser, check, choose_device, errors_in_one_line, evaluation_loader, load
 
 import fasttricks as ft
 
@@ -108,7 +108,7 @@ def train_once(
         progress=False,
     )
     history = trainer.fit(loader, args.epochs)
-    tests = ft.DeviceLoader(held_out, batch_size=1000, transforms=[normalize], device=args.device)
+    tests = evaluation_loader(held_out, normalize, args.device)
     views = "translate" if args.is_digits else "mirror_translate"
     result = trainer.evaluate(tests, tta=views if tricks.views else "none")
     return {

@@ -320,3 +320,14 @@ def test_help_explains_every_argument_with_its_default(run):
         entry = out.split(f"\n  --{name} ")[1].split("\n  --")[0]
         assert "default" in entry, name
     assert "95 for speedrun95, 96 for speedrun96" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("side", "count", "expected"),
+    [(8, 2000, 1000), (32, 2000, 1000), (64, 2000, 250), (96, 9, 111)],
+)
+def test_large_images_are_evaluated_in_smaller_batches(example, side, count, expected):
+    pixels = torch.zeros(1, 3, side, side, dtype=torch.uint8).expand(count, -1, -1, -1)
+    images = ft.ImageSet(pixels[:, :1], torch.zeros(count, dtype=torch.int64), ("a",), "black")
+    loader = example._shared.evaluation_loader(images, ft.Normalize(0.5, 0.5), "cpu")
+    assert loader.batch_size == expected
