@@ -98,12 +98,13 @@ def show_loading(done: int, total: int, what: str) -> None:
 def article_loader(
     train: ft.ImageSet, batch_size: int, *, flips: bool, device: str, seed: int
 ) -> ft.DeviceLoader:
-    """Return the article's loader: padding by 4, flips, Cutout 8."""
+    """Return the article's loader: padding by 4, flips, Cutout 8, where there are 32 pixels."""
+    side = min(train.image_size)
     transforms = [
-        ft.RandomTranslate(4),
+        ft.RandomTranslate(max(1, round(side / 8))),
         *([ft.RandomHorizontalFlip()] if flips else []),
         ft.Normalize(*train.mean_std()),
-        ft.Cutout(8),
+        ft.Cutout(max(1, round(side / 4))),
     ]
     options = {"shuffle": True, "drop_last": True, "device": device, "seed": seed}
     return ft.DeviceLoader(train, batch_size=batch_size, transforms=transforms, **options)
