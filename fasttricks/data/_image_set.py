@@ -107,8 +107,8 @@ class ImageSet:
         """Hold out some images of every class: ``(rest, held_out)``, together the whole set.
 
         The choice is random within each class and every class gives its share, to within less than
-        one image.
-        It is a pure function of (labels, holdout, seed). Both parts keep the order of the set.
+        one image. It is a pure function of (labels, holdout, seed). Both parts keep the order of
+        the set.
 
         Args:
             holdout: an ``int`` is the number of images to hold out; a ``float``

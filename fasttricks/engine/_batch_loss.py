@@ -49,7 +49,7 @@ def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Te
         return partial(_times, loss, processes), images
     if weight is None:
         return partial(_by_images, loss, images), images
-    return partial(_summed, loss, weight), images
+    return partial(_divided, with_reduction(loss, "sum"), weight), images
 
 
 def mean_over_processes(value: Tensor, count: float = 1.0) -> Tensor:
@@ -59,6 +59,13 @@ def mean_over_processes(value: Tensor, count: float = 1.0) -> Tensor:
     weight = torch.tensor(count, device=value.device)
     total, weights = sum_over_processes([value * weight, weight])
     return total / weights
+
+
+def with_reduction(loss: Loss, reduction: str) -> Loss:
+    """Return a loss of torch's kind with another ``reduction``, and the same weights."""
+    other = copy.copy(loss)
+    other.reduction = reduction  # type: ignore[attr-defined]
+    return other
 
 
 def _times(loss: Loss, factor: float, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -79,8 +86,5 @@ def _weight(loss: Any, targets: Tensor) -> Tensor | None:
     return counted.sum().float()
 
 
-def _summed(loss: Loss, divisor: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
-    summed: Any = copy.copy(loss)
-    summed.reduction = "sum"
-    share: Tensor = summed(outputs, targets) / divisor
-    return share
+def _divided(loss: Loss, divisor: Tensor, outputs: Tensor, targets: Tensor) -> Tensor:
+    return loss(outputs, targets) / divisor

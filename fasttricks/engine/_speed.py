@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_positive
+from fasttricks.engine._batch_loss import with_reduction
 
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -94,8 +94,7 @@ def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> A
             f"select={select} must come with a loss of reduction='mean', such as "
             f"nn.CrossEntropyLoss, got {loss!r}"
         )
-    each = copy.copy(loss)
-    each.reduction = "none"  # type: ignore[attr-defined]
+    each = with_reduction(loss, "none")
 
     def of_images(outputs: Tensor, targets: Tensor) -> Tensor:
         losses = each(outputs, targets)
