@@ -38,6 +38,12 @@ class Parser(argparse.ArgumentParser):
             default="auto",
             help="of the forward pass (default: auto, the fastest that the device has)",
         )
+        self.add_argument(
+            "--no-flips",
+            action="store_true",
+            help="never mirror an image, for digits, letters and the like "
+            "(default: off, but on for scikit-learn's digits)",
+        )
 
     def error(self, message: str) -> NoReturn:
         """End with the message alone, without the usage."""
@@ -87,6 +93,11 @@ def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.Image
         print(error)
         print(f"Training on the {DIGITS} instead. For CIFAR-10 pass --data PATH.", flush=True)
         return *ft.read_digits(), True
+
+
+def usual_batch_size(usual: int, train: ft.ImageSet) -> int:
+    """Return ``usual``, or less for a small set, so that an epoch has some twenty updates."""
+    return min(usual, len(train), max(16, len(train) // 20))
 
 
 def show_loading(done: int, total: int, what: str) -> None:

@@ -118,7 +118,8 @@ def article(plan: Plan) -> Training:
     )
     steps = max(2, round(plan.epochs * len(loader)))
     schedule = ft.one_cycle(max_lr, steps, pct_start=0.2, anneal="linear")
-    return ft.Trainer(model, sgd, lr=schedule, **plan.switches), loader
+    part = _shared.at_once(512, plan.train) if plan.device == "cpu" else None
+    return ft.Trainer(model, sgd, lr=schedule, micro_batch_size=part, **plan.switches), loader
 
 
 @dataclass(frozen=True)
@@ -194,9 +195,7 @@ def run(args: argparse.Namespace) -> None:
     check("--target", target, above=0, most=100)
     check("--seed", args.seed, above=-1, most=2**32)
     train, test, is_digits = load(args.data, may_stand_in=args.target is None)
-    # A small set gets smaller batches, so that an epoch has some twenty updates.
-    usual = min(recipe.batch_size, len(train), max(16, len(train) // 20))
-    batch_size = usual if args.batch_size is None else args.batch_size
+    batch_size = args.batch_size or _shared.usual_batch_size(recipe.batch_size, train)
     flips = not (is_digits or args.no_flips)
     print(f"{args.recipe} on {device}: {train}, {epochs:g} epochs, {batch_size=}, {flips=}")
     switches = _shared.switches(args.precision, device, args.compile)
@@ -230,8 +229,6 @@ def parse_arguments() -> argparse.Namespace:
         f"(default: {defaults('epochs')})")  # fmt: skip
     add("--batch-size", type=int, help="images an update; the rates follow it "
         f"(default: {defaults('batch_size')}, less for a small data set)")  # fmt: skip
-    add("--no-flips", action="store_true", help="never mirror an image, for digits, letters and "
-        "the like (default: off, but on for scikit-learn's digits)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the run, or of the first one (default: 0)")
     add("--runs", type=int, default=1, help="train with this many seeds (default: 1)")
     add("--resume", action="store_true", help="write a checkpoint after each epoch, and go on from "

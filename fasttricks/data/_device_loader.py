@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ _MIX_STREAM = 2**32 - 2
 # For how many images the transforms' numbers are drawn at once, about: many small operations that
 # cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
+# For how many images the checksum goes on at once: few enough to be brought from a GPU.
+_SUMMED_AT_ONCE = 2**14
 # The numbers of the fused pass, and of each transform after it.
 _Params = tuple[Tensor | None, tuple[Any, ...] | None]
 
@@ -123,6 +126,7 @@ class DeviceLoader:
         storage = image_set.images.to(self.device).permute(0, 2, 3, 1)
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
+        self._images: str | None = None  # what they are, worked out when a state is asked for
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
@@ -177,14 +181,28 @@ class DeviceLoader:
         """Let the next iteration serve ``epoch``, from 0."""
         self._epoch = check_integer("epoch", epoch)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the seed and the epoch, all that its order and augmentation depend on."""
-        return {"seed": self.seed, "epoch": self._epoch}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, and what tells the loader from one that would serve other batches.
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a loader's state; raise a ValueError if that loader had another seed.
+        That is its seed, its images (number, shape, checksum with their labels) and its transforms.
+        """
+        if self._images is None:
+            self._images = _fingerprint(self._rows, self._labels, self._shape)
+        pieces = [*self.pipeline.transforms, *([self.mix] if self.mix else [])]
+        return {
+            "seed": self.seed,
+            "epoch": self._epoch,
+            "images": self._images,
+            "transforms": [_name(piece) for piece in pieces],
+        }
 
-        A TypeError or a ValueError says so if it is no such state.
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on from a loader's state, of which an older one may hold the seed and epoch alone.
+
+        Raises:
+            TypeError: It is no dict, or its epoch no whole number.
+            ValueError: It is no such state, or that of a loader with another seed, other images or
+                labels, or other transforms.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
@@ -193,11 +211,13 @@ class DeviceLoader:
                 "state_dict must hold seed and epoch, as that of a DeviceLoader does, "
                 f"got state_dict={dict(state_dict)}"
             )
-        if state_dict["seed"] != self.seed:
-            raise ValueError(
-                f"seed must be that of the loader whose state is loaded, {state_dict['seed']}, "
-                f"got seed={self.seed}"
-            )
+        for name, own in self.state_dict().items():
+            saved = state_dict.get(name, own)
+            if name != "epoch" and saved != own:
+                raise ValueError(
+                    f"{name} must be that of the loader whose state is loaded, {saved}, "
+                    f"got {name}={own}"
+                )
         self.set_epoch(state_dict["epoch"])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -276,6 +296,25 @@ class DeviceLoader:
 def _is_ours(piece: Transform[Any]) -> bool:
     """Whether what it samples is little, an image's own, and for the size that it says."""
     return type(piece).__module__.startswith("fasttricks.")
+
+
+def _name(piece: object) -> str:
+    """A piece of the library with its arguments, one of a user's own by its class alone.
+
+    Its repr might hold where it lies in memory.
+    """
+    kind = type(piece)
+    ours = kind.__module__.startswith("fasttricks.")
+    return repr(piece) if ours else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _fingerprint(rows: Tensor, labels: Tensor, shape: tuple[int, ...]) -> str:
+    """The images' number and shape, and a checksum of them and their labels."""
+    checksum = 0
+    for part in (*rows.split(_SUMMED_AT_ONCE), labels):
+        checksum = crc32(part.cpu().numpy(), checksum)
+    size = "x".join(map(str, shape))
+    return f"{len(rows)} of {size} (CxHxW) with checksum {checksum:08x}"
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -11,9 +11,11 @@ from fasttricks.transforms import (
     CutMix,
     Cutout,
     Draws,
+    Mixup,
     Normalize,
     Pipeline,
     ProgressiveResize,
+    RandomHorizontalFlip,
     RandomIntensity,
     RandomTranslate,
     Transform,
@@ -96,6 +98,58 @@ def test_a_loader_goes_on_from_anothers_state_but_not_with_another_seed():
     other = DeviceLoader(image_set(), batch_size=6, shuffle=True, seed=5)
     with pytest.raises(ValueError, match="seed must be that of the loader .* 4, got seed=5"):
         other.load_state_dict(first.state_dict())
+
+
+class OfOnesOwn(RandomHorizontalFlip):
+    """A transform whose repr says where it lies in memory."""
+
+    __repr__ = object.__repr__
+
+
+def change_pixel(data):
+    data.images[5, 0, 0, 0] += 1
+
+
+def change_label(data):
+    data.labels[5] = (data.labels[5] + 1) % data.num_classes
+
+
+@pytest.mark.parametrize("change", [change_pixel, change_label])
+def test_a_loader_does_not_go_on_from_the_state_of_one_with_other_images(change):
+    state = DeviceLoader(image_set(), batch_size=6).state_dict()
+    data = image_set()
+    change(data)
+    loader = DeviceLoader(data, batch_size=6)
+    loader.set_epoch(4)
+    message = "images must be that of the loader .*, 23 of 3x.* with checksum .*, got images=23 of"
+    with pytest.raises(ValueError, match=message):
+        loader.load_state_dict({**state, "epoch": 1})
+    assert loader.epoch == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"transforms": TRANSFORMS[:-1]}, {"transforms": TRANSFORMS, "mix": Mixup(0.4)}],
+)
+def test_a_loader_does_not_go_on_from_the_state_of_one_with_other_transforms(options):
+    state = DeviceLoader(image_set(), batch_size=6, transforms=TRANSFORMS).state_dict()
+    with pytest.raises(ValueError, match="transforms must be that of the loader"):
+        DeviceLoader(image_set(), batch_size=6, **options).load_state_dict(state)
+
+
+def test_a_transform_of_ones_own_is_known_by_its_class():
+    states = [
+        DeviceLoader(image_set(), batch_size=6, transforms=[OfOnesOwn()]).state_dict()
+        for _ in range(2)
+    ]
+    assert states[0] == states[1]
+    assert states[0]["transforms"] == [f"{__name__}.OfOnesOwn"]
+
+
+def test_a_state_of_before_there_was_more_than_the_epoch_is_taken():
+    loader = DeviceLoader(image_set(), batch_size=6, seed=4)
+    loader.load_state_dict({"seed": 4, "epoch": 7})
+    assert loader.epoch == 7
 
 
 @pytest.mark.parametrize(
@@ -309,7 +363,7 @@ def test_numbers_of_numpy_are_kept_as_ints():
         assert torch.equal(labels, same)
     assert (loader.epoch, loader.last_batch_size) == (256, 3)
     kept = {name: getattr(loader, name) for name in numbers} | loader.state_dict()
-    assert {type(value) for value in kept.values()} == {int}
+    assert {type(kept[name]) for name in (*numbers, "epoch")} == {int}
 
 
 def bad(error, message, **arguments):

@@ -128,6 +128,8 @@ def test_distances_and_memory_follow_the_size(example, side, translate, part):
     trainer, loader = example.speedrun(plan)
     assert f"RandomTranslate(padding={translate}," in repr(loader.pipeline)
     assert trainer.micro_batch_size == part
+    trainer, _ = example.article(plan)
+    assert trainer.micro_batch_size == part * 2 // 3
 
 
 def test_a_channel_that_is_the_same_everywhere_is_no_error(run, tmp_path):
@@ -163,6 +165,16 @@ def test_a_run_goes_on_where_it_was_stopped_and_ends_as_if_it_had_not(run, npz, 
     code, _, error = run(*arguments, tmp_path / "cut", "--seed", 1)
     assert code == 2
     assert "seed must be that of the loader whose state is loaded, 0, got seed=1" in error
+    code, _, error = run(*arguments, tmp_path / "cut", "--no-flips")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "transforms must be that of the loader" in error
+    arrays = dict(np.load(npz))
+    arrays["x_train"][0, 0, 0, 0] ^= 1
+    np.savez(tmp_path / "other.npz", **arrays)
+    arguments[1] = tmp_path / "other.npz"
+    code, _, error = run(*arguments, tmp_path / "cut")
+    assert (code, error.count("\n")) == (2, 1)
+    assert re.search("images must be .* got images=96 of 3x12x12 .* with checksum", error)
 
 
 def test_compiling_comes_before_the_clock_and_is_said(run, npz, tmp_path):
