@@ -52,12 +52,15 @@ def holds_soft_labels(outputs: Tensor, targets: Tensor) -> bool:
 def count_hits(outputs: Tensor, labels: Tensor, ignored: int | None) -> tuple[Tensor, Tensor | int]:
     """Return how many outputs have their maximum at the label, and how many labels count.
 
+    Outputs with a NaN, which argmax would take for the maximum, are no hits.
+
     Args:
         outputs: [N, K, ...].
         labels: Integers [N, ...].
         ignored: The label that the loss leaves out, if there is one.
     """
-    hits = outputs.argmax(1) == labels
+    maximum, place = outputs.max(1)
+    hits = (place == labels) & ~maximum.isnan()
     if ignored is None:
         return hits.sum(), labels.numel()
     counts = labels != ignored

@@ -210,6 +210,15 @@ def test_labels_that_are_all_ignored_have_no_accuracy():
     assert result.loss == 0
 
 
+def test_outputs_that_are_no_numbers_are_no_hits():
+    outputs = torch.tensor([[0.2, 0.8], [math.nan, 0.1], [0.3, math.nan], [math.nan, math.nan]])
+    targets = torch.tensor([1, 0, 1, 0])
+    totals = Totals(torch.device("cpu"))
+    totals.add(torch.tensor(math.nan), outputs, targets)
+    assert totals.accuracy == 0.25
+    assert evaluate(nn.Identity(), [(outputs, targets)]).accuracy == 0.25
+
+
 def test_the_first_batch_says_whether_rows_are_distributions():
     totals = Totals(torch.device("cpu"))
     outputs = torch.tensor([[0.2, 0.8], [0.9, 0.1]])
