@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,10 +92,12 @@ def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
     )
     ax.axvline(result.max_lr, color="tab:red", linestyle="--", label=f"max_lr {result.max_lr:.3g}")
     ax.axvspan(result.base_lr, result.max_lr, color="tab:green", alpha=0.08)
-    # A diverged end would press the rest of the curve flat.
-    low, start = min(result.smoothed), result.losses[0]
+    # A diverged end would press the rest of the curve flat, so it is as high as the loss began, or
+    # as its usual values where training began near its lowest.
+    low, usual = min(result.smoothed), max(result.losses[0], median(result.losses))
+    height = max(usual - low, 1e-6)
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    ax.set_ylim(low - 0.1 * (start - low), start + 0.5 * (start - low) + 1e-6)
+    ax.set_ylim(low - 0.1 * height, low + 1.5 * height)
     ax.legend(frameon=False)
     return ax
 

@@ -251,6 +251,17 @@ def test_the_picture_shows_the_curve_and_the_range():
     assert axes.get_xscale() == "log"
 
 
+def test_the_picture_of_a_loss_that_only_rises_is_not_flat():
+    losses = (0.10, *(0.10 + 0.01 * k for k in range(1, 11)), 9.0)
+    rates = tuple(10.0 ** (k / 4 - 4) for k in range(12))
+    axes = RangeTest(rates, losses, losses, 1e-3, 1e-4, 1, None, True).plot()
+    low, high = axes.get_ylim()
+    inside = sum(low < loss < high for loss in losses)
+    assert 6 <= inside < 12  # the middle and what lies below it, not the diverged end
+    assert low < 0.10
+    assert high < 0.5
+
+
 def test_a_result_compares_and_pickles():
     result = run(num_steps=12)
     assert pickle.loads(pickle.dumps(result)) == result

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -225,3 +227,14 @@ def test_scale_head_refuses_other_modules_and_numbers():
         scale_head_(nn.Conv2d(1, 1, 1))
     with pytest.raises(ValueError, match="std=-1"):
         scale_head_(nn.Linear(2, 2), std=-1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "deviation"), [([[1.0]], "0"), ([[2.0, 2.0]], "0"), ([[1.0, math.nan]], "nan")]
+)
+def test_scale_head_refuses_weights_without_a_deviation_and_leaves_them(weights, deviation):
+    head = nn.Linear(len(weights[0]), 1)
+    head.weight.data = torch.tensor(weights)
+    with pytest.raises(ValueError, match=f"with a standard deviation of {deviation}"):
+        scale_head_(head)
+    assert torch.equal(head.weight.nan_to_num(), torch.tensor(weights).nan_to_num())
