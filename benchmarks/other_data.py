@@ -52,15 +52,26 @@ def from_torchvision(name: str, root: str) -> tuple[Split, Split]:
     return train, test
 
 
+def read(split: Split, number: int) -> tuple[Image.Image, int]:
+    """Return an image and its label, or end with a line that says which one cannot be read."""
+    try:
+        return split[number]
+    except (OSError, ValueError) as error:
+        names = getattr(split, "samples", None)
+        name = names[number][0] if names else f"image {number}"
+        raise SystemExit(f"{name} cannot be read: {error}") from error
+
+
 def arrays(
     split: Split, *, size: int, classes: int | None, images: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return images [N, size, size, 3] and labels [N]: those of the first classes, drawn at random.
 
-    Without a number of images, all of them, in their own order.
+    Each class has an image at least. Without a number of images, all of them, in their own order.
     """
     pixels, labels = [], []
-    for image, label in split:
+    for number in range(len(split)):
+        image, label = read(split, number)
         if classes is None or label < classes:
             resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
             pixels.append(np.asarray(resized))
@@ -69,7 +80,12 @@ def arrays(
     if images is not None:
         if images > len(labels):
             raise SystemExit(f"--images must be at most {len(labels)}, got {images}")
-        order = np.random.default_rng(0).permutation(len(labels))[:images]
+        order = np.random.default_rng(0).permutation(len(labels))
+        first = np.unique(np.asarray(labels)[order], return_index=True)[1]
+        if images < len(first):
+            raise SystemExit(f"--images must be at least {len(first)}, the classes, got {images}")
+        others = np.setdiff1d(np.arange(len(labels)), first)
+        order = order[np.sort(np.concatenate([first, others])[:images])]
     return np.stack(pixels)[order], np.asarray(labels)[order]
 
 
@@ -84,6 +100,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="training images (default: all)")
     parser.add_argument("--output", type=Path, required=True, help="the .npz")
     args = parser.parse_args()
+    for name in ("size", "classes", "images"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise SystemExit(f"--{name} must be at least 1, got {number}")
+    if args.output.suffix != ".npz":
+        raise SystemExit(f"--output must end with .npz, got {args.output}")
     train, test = open_data(args.source, args.root)
     options = {"size": args.size, "classes": args.classes}
     found = {}

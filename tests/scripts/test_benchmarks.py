@@ -239,6 +239,50 @@ def test_other_data_is_read_from_class_folders(run, tmp_path):
         assert len(seen) == 7  # no image twice
 
 
+@pytest.fixture
+def many_dogs(tmp_path):
+    """A folder with twenty dogs, a cat and an eel."""
+    for part, counts in (("train", (1, 20, 1)), ("test", (1, 1, 1))):
+        for label, (name, count) in enumerate(zip(("cat", "dog", "eel"), counts, strict=True)):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (100 * label, i, 0)).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_fewer_images_of_other_data_leave_out_no_class(run, many_dogs):
+    output = many_dogs / "pets.npz"
+    for images in (3, 7, 21):
+        run("other_data.py", many_dogs, "--size", 8, "--images", images, "--output", output)
+        with np.load(output) as found:
+            assert np.bincount(found["y_train"]).tolist() == [1, images - 2, 1]
+            assert (found["x_train"][:, 0, 0, 0] == 100 * found["y_train"]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--images", 2], "--images must be at least 3, the classes, got 2"),
+        (["--images", 23], "--images must be at most 22, got 23"),
+        (["--images", 0], "--images must be at least 1, got 0"),
+        (["--classes", 0], "--classes must be at least 1, got 0"),
+        (["--size", -1], "--size must be at least 1, got -1"),
+        (["--output", "pets"], "--output must end with .npz, got pets"),
+    ],
+)
+def test_bad_arguments_of_other_data_are_named(run, many_dogs, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run("other_data.py", many_dogs, "--output", many_dogs / "pets.npz", *options)
+    assert not (many_dogs / "pets.npz").exists()
+
+
+def test_an_image_of_other_data_that_cannot_be_read_is_named(run, many_dogs):
+    (many_dogs / "train" / "dog" / "7.png").write_bytes(b"not a picture")
+    with pytest.raises(SystemExit, match=r"dog/7\.png cannot be read"):
+        run("other_data.py", many_dogs, "--output", many_dogs / "pets.npz")
+
+
 @pytest.mark.parametrize("source", ["nosuch", "ImageFolder"])
 def test_other_data_names_what_it_does_not_know(run, tmp_path, source):
     with pytest.raises(SystemExit, match=source):
