@@ -27,6 +27,7 @@ from _shared import (
     errors_in_one_line,
     evaluation_loader,
     load,
+    usual_batch_size,
 )
 
 import fasttricks as ft
@@ -101,14 +102,15 @@ def train_once(
 ) -> dict[str, Any]:
     """Train with one seed and return the history and what it comes to."""
     torch.manual_seed(seed)
-    options = {"flips": not args.is_digits, "device": args.device, "seed": seed}
-    loader = article_loader(train, min(args.batch_size, len(train)), **options)
+    options = {"flips": args.flips, "device": args.device, "seed": seed}
+    loader = article_loader(train, args.batch_size or usual_batch_size(512, train), **options)
+    max_lr = args.max_lr or 0.4 * loader.batch_size / 512
     model = contender.build(train, args.narrow).to(args.device)
     ft.use_winograd_(model)
     sgd = torch.optim.SGD(
-        model.parameters(), lr=args.max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        model.parameters(), lr=max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    schedule = contender.schedule(args.max_lr, max(1, round(args.epochs * len(loader))))
+    schedule = contender.schedule(max_lr, max(1, round(args.epochs * len(loader))))
     options = {"precision": args.precision, "progress": False}
     trainer = ft.Trainer(model, sgd, lr=schedule, **options)
     # 0 is the accuracy of a run that diverged.
@@ -118,7 +120,9 @@ def train_once(
         result["accuracy"] = 100 * float(trainer.history.rows[-1]["val_accuracy"])
     except FloatingPointError as error:
         result["error"] = str(error)
-    rows = trainer.history.rows
+    rows = [row for row in trainer.history.rows if math.isfinite(row["val_loss"])]
+    if len(rows) < len(trainer.history):  # a loss that only evaluation has, which a run survives
+        result |= {"accuracy": 0.0, "error": "val_loss was not finite"}
     return result | {
         "seconds": trainer.train_seconds,
         "images_per_second": rows[-1]["images_per_second"] if rows else 0.0,
@@ -151,8 +155,10 @@ def run(args: argparse.Namespace) -> None:
     """Train every contender with every seed; write the record, the picture, the table."""
     args.device = choose_device(args)
     for name in ("images", "held_out", "epochs", "batch_size", "narrow", "seeds", "max_lr"):
-        check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
-    train, _, args.is_digits = load(args.data, may_stand_in=True)
+        if getattr(args, name) is not None:
+            check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
+    train, _, is_digits = load(args.data, may_stand_in=True)
+    args.flips = not (is_digits or args.no_flips)
     rest, held_out = train.split(min(args.held_out, len(train) // 5), seed=0)
     if args.images < len(rest):
         _, rest = rest.split(args.images, seed=1)
@@ -196,8 +202,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--images", type=int, default=10_000, help="training images (default: 10000)")
     add("--held-out", type=int, default=5000, help="images to judge by (default: 5000)")
     add("--epochs", type=float, default=10, help="of each training (default: 10)")
-    add("--batch-size", type=int, default=512, help="(default: 512)")
-    add("--max-lr", type=float, default=0.4, help="the highest rate (default: 0.4)")
+    add("--batch-size", type=int, help="(default: 512, less for a small data set)")
+    add("--max-lr", type=float, help="the highest rate (default: 0.4 for 512 images an update)")
     add("--narrow", type=int, default=1, help="divide the widths by this (default: 1)")
     return parser.parse_args()
 

@@ -96,14 +96,14 @@ def run(args: argparse.Namespace) -> None:
     normalize = ft.Normalize(*rest.mean_std())
     val = evaluation_loader(held_out, normalize, args.device)
     rows = []
-    for batch_size in args.batch_size:
-        size = min(batch_size, len(rest) // 4)
-        options = {"flips": not is_digits, "device": args.device}
+    # An epoch has four updates at least; sizes that are the same then are tried once.
+    for size in dict.fromkeys(min(size, max(1, len(rest) // 4)) for size in args.batch_size):
+        options = {"flips": not (is_digits or args.no_flips), "device": args.device}
         seeds = range(args.seed, args.seed + args.seeds)
         loaders = [article_loader(rest, size, seed=seed, **options) for seed in seeds]
         print(f"batch size {size}: {rest}, {args.epochs:g} epochs", flush=True)
         test = ft.lr_range_test(make_trainer(args, rest, args.seed), loader=loaders[0])
-        picture = folder / f"range-test-{batch_size}.png"
+        picture = folder / f"range-test-{size}.png"
         test.plot().figure.savefig(picture, dpi=120)
         print(
             f"  base_lr {test.base_lr:.4g}, max_lr {test.max_lr:.4g}, "
@@ -135,7 +135,8 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__, output="runs/find_lr-<time>")
     add = parser.add_argument
-    add("--batch-size", type=int, nargs="+", default=[512, 768], help="(default: 512 768)")
+    add("--batch-size", type=int, nargs="+", default=[512, 768], help="images an update, at most a "
+        "quarter of the images (default: 512 768)")  # fmt: skip
     add("--images", type=int, default=10_000, help="training images (default: 10000)")
     add("--epochs", type=float, default=5, help="of each training (default: 5)")
     add("--width", type=int, default=64, help="channels of ResNet9's first layer (default: 64)")

@@ -1,18 +1,33 @@
 """Look at the augmentation: a grid of images before and after each piece.
 
-Draws what the recipes `speedrun` and `article` of cifar10_94.py do to the first images of each
-class, and Cutout, random erasing, Mixup and CutMix with it, as one picture each.
+Draws what each recipe of cifar10_94.py does to the first images of each class, and Cutout, random
+erasing, Mixup and CutMix, as one picture each.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from _shared import Parser, check, errors_in_one_line, load
+from _shared import Parser, check, choose_device, errors_in_one_line, load, usual_batch_size
+from cifar10_94 import RECIPES, Plan
 
 import fasttricks as ft
 from fasttricks.plots import preview_augmentation
+
+
+def pieces_of(
+    name: str, train: ft.ImageSet, flips: bool, device: str
+) -> Sequence[ft.Transform[Any]]:
+    """Return what a recipe does to its images before it makes them small."""
+    recipe = RECIPES[name]
+    batch_size = usual_batch_size(recipe.batch_size, train)
+    rest = (device, 0, recipe.target, False, False, {})
+    _, loader = recipe.build(Plan(train, flips, recipe.epochs, batch_size, *rest))
+    pieces = loader.pipeline.transforms
+    return [piece for piece in pieces if not isinstance(piece, ft.ProgressiveResize)]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -20,27 +35,20 @@ def run(args: argparse.Namespace) -> None:
     check("--count", args.count, most=100)
     check("--epochs", args.epochs, most=20)
     check("--seed", args.seed, above=-1, most=2**32)
+    device = choose_device(args)
     train, _, is_digits = load(args.data, may_stand_in=True)
+    flips = not (is_digits or args.no_flips)
     side = min(train.image_size)
     normalize = ft.Normalize(*train.mean_std())
-    random_flip = [] if is_digits else [ft.RandomHorizontalFlip()]
-    alternating_flip = [] if is_digits else [ft.AlternatingFlip()]
-    pictures: dict[str, tuple[list[ft.Transform], ft.transforms.Mix | None]] = {
-        "speedrun": (
-            [
-                ft.RandomTranslate(2),
-                *alternating_flip,
-                normalize,
-                ft.RandomIntensity(shift=0.14, scale=0.13),
-            ],
-            None,
-        ),
-        "article": ([ft.RandomTranslate(4), *random_flip, normalize, ft.Cutout(side // 4)], None),
+    pictures: dict[str, tuple[Sequence[ft.Transform], ft.transforms.Mix | None]] = {
+        name: (pieces_of(name, train, flips, device), None) for name in RECIPES
+    }
+    pictures |= {
         "erasing": (
             [
-                ft.Cutout(side // 4, holes=2),
-                ft.Cutout(side // 2, fill="mean"),
-                ft.Cutout(side // 2, fill="random", inside=True),
+                ft.Cutout(max(1, side // 4), holes=2),
+                ft.Cutout(max(1, side // 2), fill="mean"),
+                ft.Cutout(max(1, side // 2), fill="random", inside=True),
                 ft.RandomErasing(p=1.0),
             ],
             None,

@@ -14,7 +14,15 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from _shared import Parser, check, choose_device, errors_in_one_line, evaluation_loader, load
+from _shared import (
+    Parser,
+    check,
+    choose_device,
+    errors_in_one_line,
+    evaluation_loader,
+    load,
+    usual_batch_size,
+)
 
 import fasttricks as ft
 
@@ -44,14 +52,14 @@ def make_loader(
     flip = ft.AlternatingFlip() if tricks.alternating else ft.RandomHorizontalFlip()
     pieces = {
         ft.RandomTranslate(2): tricks.translate,
-        flip: tricks.flip and not args.is_digits,
+        flip: tricks.flip and args.flips,
         ft.Normalize(*train.mean_std()): True,
         ft.RandomIntensity(shift=0.14, scale=0.13): tricks.intensity,
         ft.Cutout(args.cutout_size): tricks.cutout,
     }
     return ft.DeviceLoader(
         train,
-        batch_size=min(args.batch_size, len(train)),
+        batch_size=args.batch_size or usual_batch_size(500, train),
         transforms=[piece for piece, on in pieces.items() if on],
         shuffle=True,
         drop_last=True,
@@ -109,7 +117,7 @@ def train_once(
     )
     history = trainer.fit(loader, args.epochs)
     tests = evaluation_loader(held_out, normalize, args.device)
-    views = "translate" if args.is_digits else "mirror_translate"
+    views = "mirror_translate" if args.flips else "translate"
     result = trainer.evaluate(tests, tta=views if tricks.views else "none")
     return {
         "seed": seed,
@@ -124,8 +132,10 @@ def run(args: argparse.Namespace) -> None:
     """Train all on, then with each trick turned round, seed by seed, and say what it was worth."""
     args.device = choose_device(args)
     for name in ("images", "epochs", "batch_size", "seeds", "cutout_size"):
-        check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
-    train, _, args.is_digits = load(args.data, may_stand_in=True)
+        if getattr(args, name) is not None:
+            check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
+    train, _, is_digits = load(args.data, may_stand_in=True)
+    args.flips = not (is_digits or args.no_flips)
     rest, held_out = train.split(min(5000, len(train) // 5), seed=0)
     if args.images < len(rest):
         _, rest = rest.split(args.images, seed=1)
@@ -169,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--seeds", type=int, default=3, help="trainings of each (default: 3)")
     add("--images", type=int, default=10_000, help="training images (default: 10000)")
     add("--epochs", type=float, default=10, help="of each training (default: 10)")
-    add("--batch-size", type=int, default=500, help="(default: 500)")
+    add("--batch-size", type=int, help="(default: 500, less for a small data set)")
     add("--widths", type=int, nargs=3, default=[64, 256, 256], help="(default: 64 256 256)")
     add("--cutout-size", type=int, default=8, help="side in pixels (default: 8)")
     return parser.parse_args()

@@ -32,12 +32,21 @@ def test_every_contender_is_trained_once_a_seed(run, npz, tmp_path, contest, con
 
 
 def test_contenders_differ_in_what_the_contest_is_about(run, npz, tmp_path):
-    run("schedules", "--data", npz, "--seeds", 1, *SMALL, "--output", tmp_path / "run")
+    arguments = ["--data", npz, "--seeds", 1, "--max-lr", 0.4, *SMALL]
+    run("schedules", *arguments, "--output", tmp_path / "run")
     runs = json.loads((tmp_path / "run" / "record.json").read_text())["runs"]
     rates = {name: [row["lr"] for row in rows[0]["history"]] for name, rows in runs.items()}
     assert rates["constant"] == [0.4, 0.4]
     assert rates["halved"] == [0.2, 0.1]  # of 10 updates: halved after 4 and 8
     assert rates["one cycle"][0] > rates["one cycle"][1]
+
+
+def test_a_small_set_has_some_twenty_updates_and_a_rate_that_fits(run, npz, tmp_path):
+    arguments = ["--narrow", 16, "--epochs", 1, "--seeds", 1, "--device", "cpu"]
+    assert run("schedules", "--data", npz, *arguments, "--output", tmp_path / "run")[0] == 0
+    runs = json.loads((tmp_path / "run" / "record.json").read_text())["runs"]
+    (row,) = runs["constant"][0]["history"]
+    assert (row["step"], row["lr"]) == (10, 0.0125)  # batches of 16, 0.4 * 16 / 512
 
 
 def test_a_training_that_diverges_counts_as_0(run, npz, tmp_path):
@@ -48,6 +57,16 @@ def test_a_training_that_diverges_counts_as_0(run, npz, tmp_path):
     failed = [one for (one,) in record["runs"].values() if "error" in one]
     assert failed
     assert {one["accuracy"] for one in failed} == {0.0}
+
+
+def test_a_training_that_only_its_evaluation_finds_diverged_counts_as_0(run, npz, tmp_path):
+    once = ["--seeds", 1, "--narrow", 16, "--epochs", 1, "--batch-size", 160, "--device", "cpu"]
+    arguments = ["--data", npz, *once, "--max-lr", 1e6, "--output", tmp_path / "run"]
+    assert run("schedules", *arguments)[0] == 0
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    (one,) = record["runs"]["constant"]
+    assert (one["accuracy"], one["history"]) == (0.0, [])
+    assert "val_loss" in one["error"]
 
 
 @pytest.mark.parametrize(

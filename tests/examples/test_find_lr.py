@@ -28,6 +28,13 @@ def test_it_tests_draws_and_trains_with_what_it_suggests(run, npz, tmp_path):
         assert f"{row['max_lr']:.4g}" in out
 
 
+def test_batches_that_a_small_set_makes_the_same_are_tried_once(run, npz, tmp_path):
+    sizes = ["--width", 4, "--epochs", 0.5, "--device", "cpu"]  # batches of 512 and 768
+    assert run("--data", npz, *sizes, "--output", tmp_path / "run")[0] == 0
+    names = ["range-test-40.png", "record.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == names
+
+
 def test_the_grid_is_trained_too(run, npz, tmp_path):
     sizes = ["--width", 4, "--batch-size", 32, "--epochs", 0.5, "--device", "cpu", "--seeds", 2]
     assert run("--data", npz, *sizes, "--grid", "--output", tmp_path / "run")[0] == 0
