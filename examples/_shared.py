@@ -86,7 +86,10 @@ def choose_device(args: argparse.Namespace) -> str:
 def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.ImageSet, bool]:
     """Return the training set, the test set, and whether they are digits in CIFAR-10's place."""
     try:
-        return *ft.load_data(path, progress=show_loading), False
+        train, test = ft.load_data(path, progress=show_loading)
+        if train.num_classes < 2:
+            raise ValueError(f"data must have at least two classes, got {train}")
+        return train, test, False
     except ft.DataUnavailableError as error:
         if path is not None or not may_stand_in:
             raise
@@ -95,9 +98,23 @@ def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.Image
         return *ft.read_digits(), True
 
 
-def usual_batch_size(usual: int, train: ft.ImageSet) -> int:
-    """Return ``usual``, or less for a small set, so that an epoch has some twenty updates."""
-    return min(usual, len(train), max(16, len(train) // 20))
+def hold_out(train: ft.ImageSet, count: int, images: int) -> tuple[ft.ImageSet, ft.ImageSet]:
+    """Return so many images to train on, and so many others to judge by, at most a fifth."""
+    if len(train) < 10:
+        raise ValueError(f"data must have at least ten images to train on, got {train}")
+    rest, held_out = train.split(min(count, len(train) // 5), seed=0)
+    return (rest.split(images, seed=1)[1] if images < len(rest) else rest), held_out
+
+
+def choose_batch_size(asked: int | None, usual: int, train: ft.ImageSet) -> int:
+    """Return the batch size that is asked for, or the usual one.
+
+    That is less for a small set, so that an epoch has some twenty updates.
+    """
+    if asked is None:
+        return min(usual, len(train), max(16, len(train) // 20))
+    check("--batch-size", asked, above=1, most=len(train))  # a batch norm needs two
+    return asked
 
 
 def show_loading(done: int, total: int, what: str) -> None:

@@ -190,12 +190,11 @@ def run(args: argparse.Namespace) -> None:
     target = recipe.target if args.target is None else args.target
     epochs = recipe.epochs if args.epochs is None else args.epochs
     check("--epochs", epochs, above=0, most=1e6)
-    check("--batch-size", recipe.batch_size if args.batch_size is None else args.batch_size)
     check("--runs", args.runs)
     check("--target", target, above=0, most=100)
     check("--seed", args.seed, above=-1, most=2**32)
     train, test, is_digits = load(args.data, may_stand_in=args.target is None)
-    batch_size = args.batch_size or _shared.usual_batch_size(recipe.batch_size, train)
+    batch_size = _shared.choose_batch_size(args.batch_size, recipe.batch_size, train)
     flips = not (is_digits or args.no_flips)
     print(f"{args.recipe} on {device}: {train}, {epochs:g} epochs, {batch_size=}, {flips=}")
     switches = _shared.switches(args.precision, device, args.compile)

@@ -23,11 +23,12 @@ from _shared import (
     Parser,
     article_loader,
     check,
+    choose_batch_size,
     choose_device,
     errors_in_one_line,
     evaluation_loader,
+    hold_out,
     load,
-    usual_batch_size,
 )
 
 import fasttricks as ft
@@ -103,14 +104,13 @@ def train_once(
     """Train with one seed and return the history and what it comes to."""
     torch.manual_seed(seed)
     options = {"flips": args.flips, "device": args.device, "seed": seed}
-    loader = article_loader(train, args.batch_size or usual_batch_size(512, train), **options)
-    max_lr = args.max_lr or 0.4 * loader.batch_size / 512
+    loader = article_loader(train, args.batch_size, **options)
     model = contender.build(train, args.narrow).to(args.device)
     ft.use_winograd_(model)
     sgd = torch.optim.SGD(
-        model.parameters(), lr=max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        model.parameters(), lr=args.max_lr, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    schedule = contender.schedule(max_lr, max(1, round(args.epochs * len(loader))))
+    schedule = contender.schedule(args.max_lr, max(1, round(args.epochs * len(loader))))
     options = {"precision": args.precision, "progress": False}
     trainer = ft.Trainer(model, sgd, lr=schedule, **options)
     # 0 is the accuracy of a run that diverged.
@@ -154,14 +154,14 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train every contender with every seed; write the record, the picture, the table."""
     args.device = choose_device(args)
-    for name in ("images", "held_out", "epochs", "batch_size", "narrow", "seeds", "max_lr"):
-        if getattr(args, name) is not None:
-            check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
+    for name in ("images", "held_out", "epochs", "narrow", "seeds"):
+        check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
     args.flips = not (is_digits or args.no_flips)
-    rest, held_out = train.split(min(args.held_out, len(train) // 5), seed=0)
-    if args.images < len(rest):
-        _, rest = rest.split(args.images, seed=1)
+    rest, held_out = hold_out(train, args.held_out, args.images)
+    args.batch_size = choose_batch_size(args.batch_size, 512, rest)
+    args.max_lr = 0.4 * args.batch_size / 512 if args.max_lr is None else args.max_lr
+    check("--max-lr", args.max_lr)
     normalize = ft.Normalize(*rest.mean_std())
     val = evaluation_loader(held_out, normalize, args.device)
     folder = ft.make_run_folder(args.output or f"runs/compare-{datetime.now():%Y%m%d-%H%M%S}")

@@ -21,6 +21,7 @@ from _shared import (
     choose_device,
     errors_in_one_line,
     evaluation_loader,
+    hold_out,
     load,
 )
 
@@ -86,18 +87,16 @@ def run(args: argparse.Namespace) -> None:
     for peak in peaks:
         check("--peaks", peak)
     for batch_size in args.batch_size:
-        check("--batch-size", batch_size)
+        check("--batch-size", batch_size, above=1)
     train, _, is_digits = load(args.data, may_stand_in=True)
     # The test set is left alone: what is chosen here is judged on training images held out.
-    rest, held_out = train.split(min(args.held_out, len(train) // 5), seed=0)
-    if args.images < len(rest):
-        _, rest = rest.split(args.images, seed=1)
+    rest, held_out = hold_out(train, args.held_out, args.images)
     folder = ft.make_run_folder(args.output or f"runs/find_lr-{datetime.now():%Y%m%d-%H%M%S}")
     normalize = ft.Normalize(*rest.mean_std())
     val = evaluation_loader(held_out, normalize, args.device)
     rows = []
     # An epoch has four updates at least; sizes that are the same then are tried once.
-    for size in dict.fromkeys(min(size, max(1, len(rest) // 4)) for size in args.batch_size):
+    for size in dict.fromkeys(min(size, max(2, len(rest) // 4)) for size in args.batch_size):
         options = {"flips": not (is_digits or args.no_flips), "device": args.device}
         seeds = range(args.seed, args.seed + args.seeds)
         loaders = [article_loader(rest, size, seed=seed, **options) for seed in seeds]

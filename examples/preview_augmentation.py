@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from _shared import Parser, check, choose_device, errors_in_one_line, load, usual_batch_size
+from _shared import Parser, check, choose_batch_size, choose_device, errors_in_one_line, load
 from cifar10_94 import RECIPES, Plan
 
 import fasttricks as ft
@@ -23,7 +23,7 @@ def pieces_of(
 ) -> Sequence[ft.Transform[Any]]:
     """Return what a recipe does to its images before it makes them small."""
     recipe = RECIPES[name]
-    batch_size = usual_batch_size(recipe.batch_size, train)
+    batch_size = choose_batch_size(None, recipe.batch_size, train)
     rest = (device, 0, recipe.target, False, False, {})
     _, loader = recipe.build(Plan(train, flips, recipe.epochs, batch_size, *rest))
     pieces = loader.pipeline.transforms

@@ -17,11 +17,12 @@ import torch
 from _shared import (
     Parser,
     check,
+    choose_batch_size,
     choose_device,
     errors_in_one_line,
     evaluation_loader,
+    hold_out,
     load,
-    usual_batch_size,
 )
 
 import fasttricks as ft
@@ -59,7 +60,7 @@ def make_loader(
     }
     return ft.DeviceLoader(
         train,
-        batch_size=args.batch_size or usual_batch_size(500, train),
+        batch_size=args.batch_size,
         transforms=[piece for piece, on in pieces.items() if on],
         shuffle=True,
         drop_last=True,
@@ -131,14 +132,12 @@ def train_once(
 def run(args: argparse.Namespace) -> None:
     """Train all on, then with each trick turned round, seed by seed, and say what it was worth."""
     args.device = choose_device(args)
-    for name in ("images", "epochs", "batch_size", "seeds", "cutout_size"):
-        if getattr(args, name) is not None:
-            check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
+    for name in ("images", "epochs", "seeds", "cutout_size"):
+        check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
     args.flips = not (is_digits or args.no_flips)
-    rest, held_out = train.split(min(5000, len(train) // 5), seed=0)
-    if args.images < len(rest):
-        _, rest = rest.split(args.images, seed=1)
+    rest, held_out = hold_out(train, 5000, args.images)
+    args.batch_size = choose_batch_size(args.batch_size, 500, rest)
     folder = ft.make_run_folder(args.output or f"runs/tricks-{datetime.now():%Y%m%d-%H%M%S}")
     usual = Tricks()
     turned = {name: replace(usual, **{name: not getattr(usual, name)}) for name in args.tricks}

@@ -286,8 +286,8 @@ def test_bad_data_is_one_line_that_names_it(run, tmp_path, kind, word):
     ("arguments", "words"),
     [
         (["--data", "missing"], "missing"),
-        (["--batch-size", "0"], "--batch-size must be greater than 0 and at most 1e+09, got 0"),
-        (["--batch-size", "1000"], "batch_size"),
+        (["--batch-size", "1"], "--batch-size must be greater than 1 and at most 96, got 1"),
+        (["--batch-size", "97"], "--batch-size must be greater than 1 and at most 96, got 97"),
         (["--epochs", "0"], "--epochs must be greater than 0 and at most 1e+06, got 0"),
         (["--epochs", "nan"], "--epochs must be greater than 0 and at most 1e+06, got nan"),
         (["--epochs", "many"], "--epochs: invalid float value: 'many'"),
@@ -307,6 +307,15 @@ def test_bad_arguments_are_one_line_that_names_them(run, npz, tmp_path, argument
     assert error.count("\n") == 1
     assert words in error
     assert not (tmp_path / "run").exists()
+
+
+def test_images_of_one_class_are_refused_before_training(run, tmp_path):
+    images, labels = coloured_images(40, 0)
+    arrays = {"x_train": images, "y_train": 0 * labels, "x_test": images, "y_test": 0 * labels}
+    np.savez(tmp_path / "alike.npz", **arrays)
+    code, out, error = run("--data", tmp_path / "alike.npz", "--output", tmp_path / "run")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "data must have at least two classes, got ImageSet('alike'" in error
 
 
 def test_going_on_needs_the_folder_of_the_run(run, npz):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "compare.py"
@@ -69,12 +70,21 @@ def test_a_training_that_only_its_evaluation_finds_diverged_counts_as_0(run, npz
     assert "val_loss" in one["error"]
 
 
+def test_too_few_images_to_hold_some_out_are_refused(run, npz, tmp_path):
+    arrays = {name: values[:9] for name, values in np.load(npz).items()}
+    np.savez(tmp_path / "few.npz", **arrays)
+    code, _, error = run("depths", "--data", tmp_path / "few.npz", "--output", tmp_path / "run")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "data must have at least ten images to train on, got ImageSet('few': 9" in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["colours"], "invalid choice: 'colours'"),
         (["depths", "--narrow", "0"], "--narrow must be greater than 0"),
         (["depths", "--max-lr", "-1"], "--max-lr must be greater than 0"),
+        (["depths", "--batch-size", "161"], "--batch-size must be greater than 1 and at most 160"),
     ],
 )
 def test_bad_arguments_end_with_one_line_and_code_2(run, npz, tmp_path, arguments, words):
