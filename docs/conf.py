@@ -18,7 +18,7 @@ html_title = f"{project} {release}"
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-napoleon_custom_sections = ["Reference"]
+napoleon_custom_sections = ["Reference", "Shape"]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 

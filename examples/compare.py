@@ -200,7 +200,8 @@ def parse_arguments() -> argparse.Namespace:
     add("contest", choices=CONTESTS, help="what to compare")
     add("--seeds", type=int, default=3, help="trainings of each (default: 3)")
     add("--images", type=int, default=10_000, help="training images (default: 10000)")
-    add("--held-out", type=int, default=5000, help="images to judge by (default: 5000)")
+    add("--held-out", type=int, default=5000, help="images to judge by, at most a fifth "
+        "(default: 5000)")  # fmt: skip
     add("--epochs", type=float, default=10, help="of each training (default: 10)")
     add("--batch-size", type=int, help="(default: 512, less for a small data set)")
     add("--max-lr", type=float, help="the highest rate (default: 0.4 for 512 images an update)")

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     check("--width", args.width)
     check("--seeds", args.seeds)
     check("--held-out", args.held_out)
-    peaks = args.peaks or (GRID if args.grid else ())
+    peaks = sorted({*(GRID if args.grid else ()), *(args.peaks or ())})
     for peak in peaks:
         check("--peaks", peak)
     for batch_size in args.batch_size:
@@ -141,7 +141,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--width", type=int, default=64, help="channels of ResNet9's first layer (default: 64)")
     add("--seed", type=int, default=0, help="seed of the first training (default: 0)")
     add("--seeds", type=int, default=1, help="trainings at each peak (default: 1)")
-    add("--held-out", type=int, default=5000, help="images to judge by (default: 5000)")
+    add("--held-out", type=int, default=5000, help="images to judge by, at most a fifth "
+        "(default: 5000)")  # fmt: skip
     add("--grid", action="store_true", help="also train at nine fixed peaks (default: off)")
     add("--peaks", type=float, nargs="+", help="also train at these peaks (default: none)")
     return parser.parse_args()

@@ -254,6 +254,9 @@ def suggest_range(rates: Curve, losses: Curve, smoothed: Curve) -> tuple[float, 
         rates: The rate of each update, rising; at least 10.
         losses: The loss of each update.
         smoothed: The losses, smoothed.
+
+    Returns:
+        ``(max_lr, base_lr)``.
     """
     jump, comes_back = _first_jump(losses)
     lowest = int(smoothed[:jump].argmin())

@@ -244,7 +244,7 @@ class Lookahead(_Average):
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, share_done: float = 1.0) -> None:
-        """Pull the slow weights and the model together, at this share of the run (0 to 1)."""
+        """Pull the slow weights and the model together, at a share of the run (its end)."""
         check_fraction("share_done", share_done)
         self._move_towards(model, self.decay * share_done**self.rise)
         slow = self._started().module

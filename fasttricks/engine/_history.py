@@ -21,8 +21,10 @@ class History:
     A row maps a name to a number: ``epoch`` (1 for the first), ``step`` (updates so far), ``lr``
     (the rate that the epoch's last update used), ``loss`` and ``accuracy`` (means over the epoch's
     training images), ``images_per_second``, ``train_seconds`` (so far, evaluation left out), and
-    with validation ``val_loss``, ``val_accuracy`` and ``eval_seconds``. Accuracies are between 0
-    and 1, and there are none where the targets are no classes.
+    with validation ``val_loss``, ``val_accuracy`` and ``eval_seconds``; each of the trainer's
+    ``metrics`` by its name, with ``val_`` before it for the validation; in fp16, and where
+    ``nonfinite="skip"``, ``skipped_steps`` (updates left out so far). Accuracies are between 0 and
+    1, and there are none where the targets are no classes.
 
     Example:
         >>> history = History()

@@ -126,6 +126,11 @@ class Trainer:
     Attributes:
         history: Rows of all epochs so far.
         step_count: Updates so far, over all calls of ``fit``.
+        train_seconds: Seconds of training so far, over all calls of ``fit``, without evaluation.
+        epochs: What ``fit`` was called with.
+        steps_per_epoch: Batches of an epoch of the ``fit`` that runs or ran last.
+        total_steps: Batches of that whole ``fit``.
+        batches_done: How many of them are done.
         nonfinite_steps: Updates left out for their numbers, with ``nonfinite="skip"``.
         stop: Set it to end ``fit`` after the epoch.
         last_checkpoint: The folder of the last checkpoint that was written or loaded, or None.

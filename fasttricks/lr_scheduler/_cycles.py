@@ -31,14 +31,16 @@ class OneCycleLR(ScheduledGroups):
         total_steps: Number of updates; or give ``epochs`` and ``steps_per_epoch``.
         epochs: Number of epochs.
         steps_per_epoch: Updates per epoch.
-        pct_start: Fraction of the run spent rising.
-        anneal_strategy: ``"cos"`` or ``"linear"``.
-        cycle_momentum: Whether to drive ``momentum`` or ``betas[0]`` as the mirror image.
-        base_momentum: Momentum at the peak of the rate, or one per group.
-        max_momentum: Momentum at the foot of the rate, or one per group.
-        div_factor: ``max_lr`` over the initial rate.
-        final_div_factor: Initial rate over the final rate.
-        three_phase: Whether to come down to the initial rate first, and then to the final one.
+        pct_start: Fraction of the run spent rising; 0.3 by default.
+        anneal_strategy: ``"cos"`` (default) or ``"linear"``.
+        cycle_momentum: Whether to drive ``momentum`` or ``betas[0]`` as the mirror image; True by
+            default.
+        base_momentum: Momentum at the peak of the rate, or one per group; 0.85 by default.
+        max_momentum: Momentum at the foot of the rate, or one per group; 0.95 by default.
+        div_factor: ``max_lr`` over the initial rate; 25 by default.
+        final_div_factor: Initial rate over the final rate; 1e4 by default.
+        three_phase: Whether to come down to the initial rate first, and then to the final one;
+            False by default.
         last_epoch: The last update done; default -1.
         past_end: ``"hold"`` (default) or ``"raise"``, as in :class:`ScheduledGroups`.
 
@@ -105,13 +107,14 @@ class CyclicLR(ScheduledGroups):
         optimizer: The optimizer whose rates, and momentum or first beta, are driven.
         base_lr: Lowest rate, or one per group.
         max_lr: Highest rate, or one per group.
-        step_size_up: Updates of the rising half.
+        step_size_up: Updates of the rising half; 2000 by default.
         step_size_down: Updates of the falling half; by default ``step_size_up``.
-        mode: ``"triangular"``, ``"triangular2"`` or ``"exp_range"``.
-        gamma: Decay per update in mode ``"exp_range"``.
-        cycle_momentum: Whether to drive ``momentum`` or ``betas[0]`` as the mirror image.
-        base_momentum: Momentum at the peak of the rate, or one per group.
-        max_momentum: Momentum at the foot of the rate, or one per group.
+        mode: ``"triangular"`` (default), ``"triangular2"`` or ``"exp_range"``.
+        gamma: Decay per update in mode ``"exp_range"``; 1 by default, which is none.
+        cycle_momentum: Whether to drive ``momentum`` or ``betas[0]`` as the mirror image; True by
+            default.
+        base_momentum: Momentum at the peak of the rate, or one per group; 0.8 by default.
+        max_momentum: Momentum at the foot of the rate, or one per group; 0.9 by default.
         last_epoch: The last update done; default -1.
 
     Raises:

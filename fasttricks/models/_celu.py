@@ -20,6 +20,10 @@ class CELU(nn.CELU):
     On a CPU, outside of ``torch.compile`` and ``torch.export``, the same by vectorised operations:
     equal but for rounding, which is absolute near 0: within ``alpha`` times the dtype's epsilon.
 
+    Args:
+        alpha: Where negative numbers go to, above 0; 1 by default.
+        inplace: Change the input, but on a CPU, where it always stays; off by default.
+
     Example:
         >>> act = CELU(0.075)
         >>> act(torch.tensor([-1.0, 0.0, 2.0]))

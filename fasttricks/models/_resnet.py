@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks, the mean over the map, and a linear head.
 
-    Made by ``resnet18`` and its like, which choose the pieces.
+    Made by ``resnet18`` and its like, which choose the pieces and document the arguments.
 
     Attributes:
         fc: The ``nn.Linear`` head, named as torchvision's; ``head`` is the same.

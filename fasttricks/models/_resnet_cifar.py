@@ -63,7 +63,8 @@ class PlainBlock(BasicBlock):
 class CifarResNet(nn.Module):
     """A 3 x 3 stem, three stages of n blocks each, the mean over the map, and a linear head.
 
-    6 n + 2 layers with weights. Made by ``resnet20`` and its like, which choose the pieces.
+    6 n + 2 layers with weights. Made by ``resnet20`` and its like, which choose the pieces and
+    document the arguments.
 
     Attributes:
         head: The ``nn.Linear``.

@@ -34,7 +34,7 @@ class Halve(nn.Module):
 class VGG(nn.Module):
     """Five stages of 3 x 3 convolutions and a max-pool, the mean over the map, a linear head.
 
-    Made by ``vgg11`` and its like, which choose the pieces.
+    Made by ``vgg11`` and its like, which choose the pieces and document the arguments.
 
     Attributes:
         features: ``nn.Sequential`` of convolutions, norms, activations and pools.
