@@ -16,13 +16,14 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 # pytest sets the first for each phase of a test, scikit-learn the next two when it is imported,
-# torch the last two when it first compiles.
+# torch two when it first compiles, and older releases the last with the first work on a GPU.
 FOREIGN_VARIABLES = {
     "PYTEST_CURRENT_TEST",
     "KMP_DUPLICATE_LIB_OK",
     "KMP_INIT_AT_FORK",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",
+    "CUDA_MODULE_LOADING",
 }
 # torch up to at least 2.6 keeps a reader for the processes that compile.
 FOREIGN_THREAD = "(_read_thread)"

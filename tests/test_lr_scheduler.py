@@ -196,6 +196,7 @@ def test_a_capturable_optimizer_and_a_schedule_of_a_step_tensor_work_in_a_graph(
     scheduler = ScheduledGroups(optimizer, {"lr": schedule})
     step, out = torch.zeros((), device="cuda"), torch.zeros((), device="cuda")
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         optimizer.step()
         out.copy_(schedule(step))

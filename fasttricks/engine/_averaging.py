@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from typing_extensions import override
 
 from fasttricks._checks import check_fraction, check_integer, check_non_negative
 from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._lists import by_dtype, copy_each
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._preserve import preserve_training_state
 
@@ -92,15 +93,18 @@ class _Average(Callback):
             raise RuntimeError(f"call start(model) of {type(self).__name__} before its other calls")
         return self.average
 
+    @torch.no_grad()
     def _move_towards(self, model: nn.Module, decay: float) -> None:
+        # AveragedModel's own way brings its count to the device, for which the host waits.
         average = self._started()
-        average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        statistics, new = _statistics(average.module), _statistics(model)
-        if statistics and average.n_averaged > 0:  # the first are taken as they are
-            new = list(torch._foreach_lerp(statistics, new, 1 - decay))
-        average.update_parameters(model)
-        for kept, value in zip(statistics, new, strict=True):
-            kept.copy_(value)
+        (kept, kept_rest), (new, new_rest) = _parts(average.module), _parts(model)
+        if average.n_averaged == 0:  # the first are taken as they are
+            copy_each(kept, new)
+        else:
+            for own, others in by_dtype(kept, new):
+                torch._foreach_lerp_(own, others, 1 - decay)
+        copy_each(kept_rest, new_rest)
+        average.n_averaged += 1
 
 
 class WeightAverage(_Average):
@@ -327,10 +331,14 @@ class StochasticWeightAverage(_Average):
             self.hand_over(trainer.model, precision=trainer.precision)
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    """Return the running means and variances of the norms."""
-    names = ("running_mean", "running_var")
-    return [x for name, x in model.named_buffers() if name.rpartition(".")[2] in names]
+def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what is averaged, weights and the statistics of norms, and the other buffers."""
+    averaged: list[Tensor] = list(model.parameters())
+    others: list[Tensor] = []
+    for name, buffer in model.named_buffers():
+        is_statistic = name.rpartition(".")[2] in ("running_mean", "running_var")
+        (averaged if is_statistic else others).append(buffer)
+    return averaged, others
 
 
 def _frozen_statistics(model: nn.Module, average: nn.Module) -> list[tuple[Tensor, Tensor]]:

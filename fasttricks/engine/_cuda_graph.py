@@ -70,6 +70,7 @@ class Graphed:
         self._seen: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
         self._held = self._what_updates_hold()
+        self._objects_held: list[int] = []
         self._changes = 0
 
     @property
@@ -127,13 +128,17 @@ class Graphed:
 
     def _record(self, compute: Compute, images: Tensor, targets: Tensor) -> _Recording:
         images, targets = images.clone(), targets.clone()
-        graph = torch.cuda.CUDAGraph()
+        graph, usual = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         # One pool for all: no two graphs run at a time, and what a replay returns is kept alive.
         # What other threads do meanwhile, such as a loader that pins memory, is not to be refused.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = compute(images, targets)
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                result = compute(images, targets)
+        except BaseException:
+            torch.cuda.set_stream(usual)  # a recording that fails stays on its own
+            raise
         self._pool = graph.pool()
         # After the update nobody needs them.
         parameters = [] if self.updates else self._model.parameters()
@@ -142,18 +147,19 @@ class Graphed:
 
     def _forget_if_stale(self) -> None:
         """Forget what was recorded if a replay would not do what the optimizers would do now."""
-        if not self.updates:
+        if not self.updates or self._objects() == self._objects_held:
             return
         self._make_capturable()
         held = self._what_updates_hold()
+        self._objects_held = self._objects()
         changed = [
             name
             for name in held.keys() | self._held.keys()
             if not _same(held.get(name), self._held.get(name))
         ]
+        self._held = held
         if not changed:
             return
-        self._held = held
         self._recordings.clear()
         self._seen.clear()
         self._pool = None  # it went with the last of its graphs
@@ -178,6 +184,20 @@ class Graphed:
                     held |= {(number, id(parameter), n): v for n, v in state.items()}
         return held
 
+    def _objects(self) -> list[int]:
+        """Return which objects the optimizers hold: as long as they are the same, nothing changed.
+
+        Those that were held before are kept in ``_held``, so that no other can have their place.
+        """
+        found: list[int] = []
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                found += map(id, group.values())
+                for parameter in group["params"]:
+                    if parameter in optimizer.state:
+                        found += map(id, optimizer.state[parameter].values())
+        return found
+
     @torch.no_grad()
     def _make_capturable(self) -> None:
         """Bring to the device what the updates read, so that a replay reads it there.
@@ -193,8 +213,11 @@ class Graphed:
                 if own is None:
                     own = torch.as_tensor(rate).to(self._device, torch.float32)
                     self._rates[number, index] = own
-                elif rate is not own:
-                    own.copy_(torch.as_tensor(rate).reshape(own.shape))
+                elif isinstance(rate, Tensor):
+                    if rate is not own:
+                        own.copy_(rate.reshape(own.shape))
+                else:  # not from memory of the host's, for which it would wait
+                    own.fill_(rate)
                 group["lr"] = own
                 for parameter in group["params"]:
                     _bring_state(optimizer, group, parameter)
@@ -213,9 +236,12 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
 
 def _switch(group: dict[str, Any]) -> None:
     """Turn on the implementation that can be recorded."""
+    may_choose = True
     if "capturable" in group:
         group["capturable"] = True
-    elif "fused" in group:
+        asked = [group.get(name) for name in ("fused", "foreach", "differentiable")]
+        may_choose = not any(asked) and False not in asked[:2]
+    if "fused" in group and may_choose:
         group["fused"], group["foreach"] = True, False
 
 

@@ -21,7 +21,7 @@ from fasttricks.engine._cuda_graph import Counted, Graphed
 from fasttricks.engine._distributed import Replica, world_size
 from fasttricks.engine._inputs import check_outputs
 from fasttricks.engine._memory import Undo, is_out_of_memory
-from fasttricks.engine._speed import compiler, hardest, loss_per_image
+from fasttricks.engine._speed import compiler, hardest, loss_per_image, records_graphs
 
 if TYPE_CHECKING:
     from fasttricks.engine._trainer import Trainer
@@ -56,6 +56,7 @@ class Gradients:
         self.select = select
         updates = optimizers if cuda_graph == "step" else ()
         self.graph = Graphed(model, device, updates) if cuda_graph else None
+        self._compile_records = records_graphs(compile, device)
         self._loss_per_image = loss_per_image(loss, select)
         wrap = compiler(compile)
         self._compiled = None if wrap is None else wrap(model)
@@ -82,7 +83,9 @@ class Gradients:
         # What an interrupted step left behind must not enter this one.
         clear_gradients(trainer.optimizers)
         trainer.model.zero_grad(set_to_none=True)
-        if not self.updates or self._loss_per_image is not None:
+        # Of several processes, the others would wait for this one's gradients.
+        may_halve = trainer.oom == "halve" and world_size() == 1 and not self._records
+        if self._may_take_back(trainer) or may_halve:
             self._undo.keep()
         while True:
             try:
@@ -90,9 +93,7 @@ class Gradients:
                 break
             except RuntimeError as error:
                 size = min(trainer.micro_batch_size or len(images), len(images))
-                # Of several processes, the others would wait for this one's gradients.
-                may = trainer.oom == "halve" and world_size() == 1 and self.graph is None
-                if not (may and size > 1 and is_out_of_memory(error)):
+                if not (may_halve and size > 1 and is_out_of_memory(error)):
                     raise
             # Out of the handler, so that the error's frames hold no tensor any more.
             clear_gradients(trainer.optimizers)
@@ -104,6 +105,16 @@ class Gradients:
             text = f"memory ran out; micro_batch_size is now {trainer.micro_batch_size}"
             warnings.warn(text, RuntimeWarning, stacklevel=3)
         return result
+
+    @property
+    def _records(self) -> bool:
+        """Whether a graph holds its memory, here or by ``torch.compile``: no part could follow."""
+        return self.graph is not None or self._compile_records
+
+    def _may_take_back(self, trainer: Trainer) -> bool:
+        """Whether the state from before may be wanted even though memory suffices."""
+        looks = trainer.nonfinite == "skip" or trainer.device.type == "cpu"
+        return looks or self._loss_per_image is not None
 
     def take_back(self, optimizers: Sequence[Optimizer]) -> None:
         """Drop the gradients, and put back the batch-norm statistics from before ``fill``."""
@@ -147,7 +158,7 @@ class Gradients:
         return hardest(each, self.select), mean_over_processes(each.mean(), len(each)), counted
 
     def _compute(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
-        network = self._network(trainer)
+        network = self.network(trainer)
         parts = _parts(trainer, images, targets)
         share, number = share_of_batch(trainer.loss, targets, parts=len(parts))
         losses: list[Tensor] = []
@@ -172,7 +183,8 @@ class Gradients:
         trainer.precision.step(trainer.optimizers, max_norm=trainer.grad_clip)
         return result
 
-    def _network(self, trainer: Trainer) -> nn.Module:
+    def network(self, trainer: Trainer) -> nn.Module:
+        """Return what is called for a forward pass: the model, compiled or shared if it is."""
         if world_size() > 1:
             return self._replica.module()
         return trainer.model if self._compiled is None else self._compiled

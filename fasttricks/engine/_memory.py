@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_WORDS = ("out of memory", "can't allocate memory", "defaultcpuallocator", "alloc_failed")
+from fasttricks.engine._lists import copy_each
+
+_WORDS = (
+    *("out of memory", "can't allocate memory", "defaultcpuallocator", "alloc_failed"),
+    "unable to find an engine to execute",  # cuDNN's, where no workspace fits
+)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -35,8 +40,7 @@ class Undo:
         buffers = list(self._model.buffers())
         if not _same(buffers, self._buffers):
             self._buffers, self._copies = buffers, [torch.empty_like(b) for b in buffers]
-        if buffers:
-            torch._foreach_copy_(self._copies, buffers)
+        copy_each(self._copies, buffers)
         self._random = [torch.get_rng_state()]
         if self._device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(self._device))
@@ -44,8 +48,7 @@ class Undo:
     @torch.no_grad()
     def restore(self, *, random: bool = True) -> None:
         """Put the kept state back, that of random numbers only if asked for."""
-        if self._buffers:
-            torch._foreach_copy_(self._buffers, self._copies)
+        copy_each(self._buffers, self._copies)
         if random:
             torch.set_rng_state(self._random[0])
             if self._device.type == "cuda":

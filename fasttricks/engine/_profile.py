@@ -109,10 +109,10 @@ def profile_steps(
     ):
         start_training(trial.model)
         batches = endless(loader)
-        for _ in range(warmup):
-            trial.step(next(batches))
         laps, images = _Laps(trial.device), 0
         with _timed_parts(trial, laps):
+            for _ in range(warmup):
+                trial.step(next(batches))
             laps.restart()
             for _ in range(steps):
                 batch = next(batches)
@@ -130,11 +130,11 @@ class _Laps:
     """A stopwatch whose laps follow each other without a gap, so that they sum to the whole."""
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds = dict.fromkeys(_PARTS, 0.0)
         self._device = device
-        self._last = 0.0
+        self.restart()
 
     def restart(self) -> None:
+        self.seconds = dict.fromkeys(_PARTS, 0.0)
         synchronize(self._device)
         self._last = time.perf_counter()
 
@@ -177,9 +177,11 @@ def _timed_parts(trainer: Trainer, laps: _Laps) -> Iterator[None]:
         laps.end("backward")
 
     timed.backward = backward  # type: ignore[method-assign]
+    # Of a compiled model its wrapper: hooks within would have it compiled anew.
+    network = trainer._gradients.network(trainer)
     handles = [
-        trainer.model.register_forward_pre_hook(before),
-        trainer.model.register_forward_hook(after("forward")),
+        network.register_forward_pre_hook(before),
+        network.register_forward_hook(after("forward")),
     ]
     for optimizer in trainer.optimizers:
         handles.append(optimizer.register_step_pre_hook(before))

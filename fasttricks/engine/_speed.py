@@ -13,7 +13,13 @@ from torch.optim import Optimizer
 from fasttricks._checks import check_choice, check_positive
 from fasttricks.engine._batch_loss import with_reduction
 
+RECORDING = ("reduce-overhead", "max-autotune", "cudagraphs")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def records_graphs(compile: bool | str, device: torch.device) -> bool:
+    """Whether ``torch.compile`` records CUDA graphs itself in this mode or by this backend."""
+    return device.type == "cuda" and compile in RECORDING
 
 
 def compiler(choice: bool | str) -> Callable[[nn.Module], nn.Module] | None:

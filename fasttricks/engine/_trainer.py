@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -57,7 +58,7 @@ from fasttricks.engine._precision import (
     gradients_are_finite,
 )
 from fasttricks.engine._progress import Progress
-from fasttricks.engine._speed import check_tf32, tf32_matmul, use_fused
+from fasttricks.engine._speed import RECORDING, check_tf32, records_graphs, tf32_matmul, use_fused
 from fasttricks.engine._totals import Metric, Totals, check_names
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.schedules import Schedule
@@ -219,10 +220,16 @@ class Trainer:
         self.settings = [settings_of(one) for one in self.optimizers]
         if cuda_graph == "step":
             check_settings(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
-        if cuda_graph and compile in ("reduce-overhead", "max-autotune", "cudagraphs"):
+        if cuda_graph and compile in RECORDING:
             raise ValueError(
                 f"cuda_graph must come with a compile that records no graphs itself, got "
                 f"compile={compile!r}; use True or 'max-autotune-no-cudagraphs'"
+            )
+        if micro_batch_size is not None and records_graphs(compile, self.device):
+            raise ValueError(
+                f"micro_batch_size must come without a compile that records graphs, whose "
+                f"gradients of one part the next would write over, got compile={compile!r}; use "
+                "True or 'max-autotune-no-cudagraphs'"
             )
         self.cuda_graph = cuda_graph
         self._gradients = Gradients(
@@ -551,14 +558,11 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         images, targets = check_batch(batch)
+        # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
+        move = partial(torch.Tensor.to, device=self.device, non_blocking=self.device.type == "cuda")
         if images.ndim == 4:
-            # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
-            images = images.to(
-                self.device,
-                memory_format=self.memory_format,
-                non_blocking=self.device.type == "cuda",
-            )
-        return images.to(self.device), targets.to(self.device)
+            images = move(images, memory_format=self.memory_format)
+        return move(images), move(targets)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:

@@ -58,5 +58,7 @@ def endless(loader: Iterable[Batch]) -> Iterator[Batch]:
 
 def synchronize(device: torch.device) -> None:
     """Wait until a device has done its work; a CPU has none behind its back."""
-    if device.type != "cpu":
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type != "cpu":
         torch.get_device_module(device).synchronize()

@@ -85,7 +85,8 @@ def _checked_size(size: object) -> int | None:
 def resize(images: Tensor, size: int) -> Tensor:
     """Bilinear images of ``size`` by ``size`` pixels, without antialiasing.
 
-    Integer images are computed in float32 and rounded, which is the same on every device.
+    Integer images are computed in float32 and rounded, which may differ by 1 from one device to
+    another where it comes out halfway.
 
     Args:
         images: shape [N, C, H, W], any dtype.

@@ -198,7 +198,9 @@ def test_the_result_is_the_same_on_cuda(transform):
         there = run(transform, images.cuda(), counter)
         assert there.is_cuda
         # means and bilinear weights are summed in another order there
-        torch.testing.assert_close(there.cpu(), run(transform, images), atol=1e-4, rtol=1e-5)
+        halfway = dtype == torch.uint8 and isinstance(transform, ProgressiveResize)
+        tolerance = {"atol": 1.0 if halfway else 1e-4, "rtol": 1e-5}
+        torch.testing.assert_close(there.cpu(), run(transform, images), **tolerance)
 
 
 def test_the_battery_sees_a_transform_that_changes_its_input():

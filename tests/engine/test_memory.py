@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from fasttricks import Trainer
+from fasttricks.engine import _gradients, _trainer
+from fasttricks.engine._memory import is_out_of_memory
+from fasttricks.engine._speed import records_graphs
 
 
 class Limited(nn.Module):
@@ -104,3 +107,31 @@ def test_a_size_that_fitted_before_loses_nothing_either():
             trainer.step(second)
     for key, value in trainers[0].model.state_dict().items():
         assert torch.equal(value, trainers[1].model.state_dict()[key]), key
+
+
+def test_a_compile_that_records_graphs_keeps_whole_batches(monkeypatch):
+    """The next part would write over the memory of the gradients; on a CPU it records none."""
+    assert records_graphs("max-autotune", torch.device("cuda"))
+    assert not records_graphs("max-autotune", torch.device("cpu"))
+    assert not records_graphs(True, torch.device("cuda"))
+    for module in (_gradients, _trainer):
+        monkeypatch.setattr(module, "records_graphs", lambda compile, device: True)
+    with pytest.raises(ValueError, match="micro_batch_size must come without a compile that"):
+        make_trainer(5, micro_batch_size=4)
+    trainer = make_trainer(5)
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(batches()[0])
+    assert trainer.micro_batch_size is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory",
+        "GET was unable to find an engine to execute this computation",
+    ],
+)
+def test_errors_of_memory_are_told_from_others(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))

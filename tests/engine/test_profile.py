@@ -95,6 +95,24 @@ def test_micro_batches_count_for_the_same_parts():
     assert profile.forward >= 40
 
 
+def test_a_compiled_model_is_not_compiled_anew():
+    torch._dynamo.reset()
+    images = torch.randn(4, 3, 2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, compile="eager", precision="fp32", progress=False)
+    batches = [(images, torch.tensor([0, 1, 0, 1]))] * 3
+    for batch in batches:
+        trainer.step(batch)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    profile = profile_steps(trainer, batches, steps=2, warmup=1)
+    assert profile.forward > 0
+    trainer.step(batches[0])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    torch._dynamo.reset()
+
+
 def test_the_table_has_the_parts_their_shares_and_their_sum():
     profile = StepProfile(1.0, 2.0, 4.0, 0.5, 2.5, steps=10, images_per_second=51200.0)
     assert profile.total == 10.0

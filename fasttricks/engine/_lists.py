@@ -1,0 +1,32 @@
+"""Lists of tensors, parted by dtype: torch's operations on lists are quick on those of one kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def by_dtype(
+    one: Sequence[Tensor], other: Sequence[Tensor]
+) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    """Part two lists alike, so that each part has one dtype on either side.
+
+    Example:
+        >>> zero, one = torch.zeros(2), torch.ones(2, dtype=torch.int64)
+        >>> [len(part) for part, _ in by_dtype([zero, one, zero], [zero, one, zero])]
+        [2, 1]
+    """
+    parts: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
+    for a, b in zip(one, other, strict=True):
+        first, second = parts.setdefault((a.dtype, b.dtype), ([], []))
+        first.append(a)
+        second.append(b)
+    return parts.values()
+
+
+def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target."""
+    for own, others in by_dtype(targets, sources):
+        torch._foreach_copy_(own, others)
