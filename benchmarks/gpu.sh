@@ -2,8 +2,10 @@
 # The GPU battery in one command, made to end within ten minutes on one card:
 #     benchmarks/gpu.sh cifar10.npz out
 # CUDA tests, the augmentation with its share of a copy's bandwidth, the Trainer's precisions and switches,
-# and the race to 94 % against both references. Each part writes its figures under the second argument as soon as it has them, and a part
-# that fails does not keep the next from running; the exit status says whether any did.
+# and the race to 94 % against both references. Each part writes its figures under the second argument as it
+# goes, so that one that runs out of time leaves what it has; a part that fails does not keep the next from
+# running, and the exit status says whether any did. fasttricks need not be installed; PYTHON names another
+# interpreter than python3.
 set -uo pipefail
 if (($# != 2)); then
     echo "usage: benchmarks/gpu.sh DATA.npz FOLDER" >&2
@@ -13,6 +15,8 @@ data=$(realpath "$1")
 mkdir -p "$2"
 out=$(realpath "$2")
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
 failed=()
 
 part() { # name, seconds at most, command and its arguments
@@ -22,14 +26,13 @@ part() { # name, seconds at most, command and its arguments
     timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" || failed+=("$name")
 }
 
-python -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 2
-part tests 110 python -m pytest -q -p no:cacheprovider \
-    tests/transforms tests/contracts tests/data tests/test_lr_scheduler.py tests/engine
-part augment 90 python benchmarks/augment.py --output "$out/augment.json"
-part trainer 90 python benchmarks/trainer.py --sections precision switches --repeats 1 --steps 20 \
+"$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 2
+part tests 100 "$python" -m pytest -v -p no:cacheprovider -m cuda tests
+part augment 60 "$python" benchmarks/augment.py --devices cuda --repeats 3 --output "$out/augment.json"
+part trainer 150 "$python" benchmarks/trainer.py --sections precision switches --repeats 1 --steps 20 \
     --output "$out/trainer.json"
-part race 300 python benchmarks/time_to_accuracy.py --data "$data" --output "$out/race" \
-    --runs airbench94_muon=5 --runs fulcrum_e1=5 --runs speedrun=5
+part race 250 "$python" benchmarks/time_to_accuracy.py --data "$data" --output "$out/race" \
+    --runs airbench94_muon=3 --runs fulcrum_e1=3 --runs speedrun=3
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}" >&2
     exit 1

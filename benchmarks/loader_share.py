@@ -61,6 +61,7 @@ def main() -> None:
         torch.manual_seed(0)
         plan = cifar10_94.Plan(
             train,
+            some=train.subset(range(min(1000, len(train)))),
             flips=True,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
@@ -68,10 +69,9 @@ def main() -> None:
             seed=0,
             target=recipe.target,
             resume=False,
-            compile=False,
             switches={"precision": "auto"},
         )
-        trainer, loader = recipe.build(plan)
+        trainer, loader, _ = recipe.build(plan)
         trainer.model.train()
         last = int(recipe.epochs) - 1
         grows = any(isinstance(p, ft.ProgressiveResize) for p in loader.pipeline.transforms)

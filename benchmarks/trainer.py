@@ -196,13 +196,12 @@ def by_lightning(model: nn.Module, batches: Batches, device: str) -> Run:
     return run
 
 
-def overhead(args: argparse.Namespace, device: str) -> list[dict[str, Any]]:
-    """Time every contestant in turn, several rounds, and take each one's median."""
+def overhead(args: argparse.Namespace, device: str) -> Iterator[dict[str, Any]]:
+    """Time every contestant in turn, several rounds, and yield each one's median."""
     networks: dict[str, tuple[Callable[[], nn.Module], int, int, int]] = {
         "tiny": (tiny, 8, 32, args.tiny_steps),
         "ResNet9": (lambda: ft.resnet9(10, width=args.width), 32, args.small_batch, args.steps),
     }
-    rows = []
     for network, (make, side, batch_size, steps) in networks.items():
         batches = make_batches(steps, batch_size, side, device)
         runs: dict[str, Run] = {}
@@ -237,13 +236,12 @@ def overhead(args: argparse.Namespace, device: str) -> list[dict[str, Any]]:
                 "overhead_share": seconds / bare - 1,
                 "rounds_us": [1e6 * value for value in values],
             }
-            rows.append(row)
             print(
                 f"{network:<8} {name:<18} {row['step_us']:>12,.1f} us a step  "
                 f"{row['overhead_us']:>+10.1f} us  {row['overhead_share']:>+7.1%}",
                 flush=True,
             )
-    return rows
+            yield row
 
 
 # Speed and memory -------------------------------------------------------------------------------
@@ -299,15 +297,15 @@ def in_own_process(args: argparse.Namespace, device: str, options: dict[str, Any
 
 def compare(
     args: argparse.Namespace, device: str, settings: dict[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Measure each setting and print it against the first one."""
+) -> Iterator[dict[str, Any]]:
+    """Measure each setting, print it against the first one, and yield its row."""
     rows: list[dict[str, Any]] = []
     for name, options in settings.items():
         runs = [in_own_process(args, device, options) for _ in range(args.repeats)]
         failed = [run for run in runs if "error" in run]
         if failed:
             print(f"{name:<28} {failed[0]['error']}", flush=True)
-            rows.append({"setting": name, "options": options, **failed[0]})
+            yield {"setting": name, "options": options, **failed[0]}
             continue
         row = {
             "setting": name,
@@ -317,7 +315,7 @@ def compare(
             "runs": runs,
         }
         rows.append(row)
-        base = next(one for one in rows if "images_per_second" in one)
+        base = rows[0]
         print(
             f"{name:<28} {row['images_per_second']:>10,.1f} images/s "
             f"({row['images_per_second'] / base['images_per_second']:.2f} times)  "
@@ -325,7 +323,7 @@ def compare(
             f"({row['peak_bytes'] / base['peak_bytes']:.2f} times)",
             flush=True,
         )
-    return rows
+        yield row
 
 
 def main() -> None:
@@ -352,9 +350,21 @@ def main() -> None:
     if args.measure is not None:
         print(json.dumps(measure(args, device, args.measure)))
         return
+    peers = [name for name in ("accelerate", "lightning") if importlib.util.find_spec(name)]
     report: dict[str, Any] = {"command": sys.argv[1:]}
+    report["peers"] = {name: importlib.metadata.version(name) for name in peers}
+    report |= ft.describe_environment(device)
+
+    def record(section: str, rows: Iterator[dict[str, Any]]) -> None:
+        """Keep each row as soon as it is there."""
+        report[section] = []
+        for row in rows:
+            report[section].append(row)
+            if args.output:
+                ft.write_json(args.output, report)
+
     if "overhead" in args.sections:
-        report["overhead"] = overhead(args, device)
+        record("overhead", overhead(args, device))
     if "precision" in args.sections:
         # Where a CPU's bf16 is emulated, a step takes minutes.
         best = ft.Precision("auto", device=device).name
@@ -362,16 +372,12 @@ def main() -> None:
         precisions: dict[str, dict[str, Any]] = {name: {"precision": name} for name in names}
         if device == "cpu":
             precisions[f"{best}, Winograd"] = {"precision": best, "winograd": True}
-        report["precision"] = compare(args, device, precisions)
+        record("precision", compare(args, device, precisions))
     if "switches" in args.sections:
         if device == "cuda":
-            report["switches"] = compare(args, device, SWITCHES)
+            record("switches", compare(args, device, SWITCHES))
         else:
             print("switches are measured on CUDA only, which is not here", flush=True)
-    peers = [name for name in ("accelerate", "lightning") if importlib.util.find_spec(name)]
-    report["peers"] = {name: importlib.metadata.version(name) for name in peers}
-    if args.output:
-        ft.write_json(args.output, {**report, **ft.describe_environment(device)})
 
 
 if __name__ == "__main__":

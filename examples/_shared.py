@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -80,6 +81,8 @@ def choose_device(args: argparse.Namespace) -> str:
     device = ft.choose_device(args.device)
     ft.Precision(args.precision, device=device)  # raises if it is not to be had there
     ft.keep_freed_memory()
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # images are of few sizes: the fastest kernels
     return device
 
 
@@ -169,11 +172,26 @@ def evaluation_loader(images: ft.ImageSet, normalize: ft.Normalize, device: str)
     return ft.DeviceLoader(images, batch_size=size, transforms=[normalize], device=device)
 
 
-def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader) -> float:
-    """Compile before the clock runs, and say so: it takes minutes."""
-    print("compiling ...", flush=True)
+def timed(work: Callable[[], object], device: str) -> float:
+    """Return the seconds of ``work``, on a GPU those of its second time, when it is warm."""
+    if device == "cuda":
+        work()
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader, device: str) -> float:
+    """Compile, or warm a GPU up, before the clock runs, and say so; return the seconds."""
+    if not (trainer.compile or device == "cuda"):
+        return 0.0
+    what = "compiling" if trainer.compile else "warming up"
+    print(f"{what} ...", flush=True)
     seconds = ft.precompile(trainer, loader)
-    print(f"compiled in {seconds:.1f} s, which are not counted as training", flush=True)
+    print(f"{what} took {seconds:.1f} s, which are not counted as training", flush=True)
     return seconds
 
 

@@ -9,7 +9,6 @@ Cutout. `article` is the DAWNBench recipe: ResNet9 with CELU, one cycle, Cutout,
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -23,7 +22,7 @@ from _shared import DIGITS, Parser, article_loader, check, choose_device, errors
 
 import fasttricks as ft
 
-Training = tuple[ft.Trainer, ft.DeviceLoader]
+Training = tuple[ft.Trainer, ft.DeviceLoader, float]  # and the seconds of whitening
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Plan:
     """What a recipe needs to know: the data, and the settings of this run."""
 
     train: ft.ImageSet
+    some: ft.ImageSet  # of them, 5,000 at most, to whiten by
     flips: bool
     epochs: float
     batch_size: int
@@ -38,7 +38,6 @@ class Plan:
     seed: int
     target: float
     resume: bool
-    compile: bool | str
     switches: dict[str, Any]  # what the Trainer is told of how to compute
 
     def loader(self, *transforms: ft.Transform) -> ft.DeviceLoader:
@@ -51,7 +50,7 @@ def speedrun(
     plan: Plan, *, cutout: float = 0.0, move: float = 1 / 16, **network: tuple[int, ...]
 ) -> Training:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
-    train, epochs, batch = plan.train, plan.epochs, plan.batch_size
+    train, some, epochs, batch = plan.train, plan.some, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
     grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
     side = min(train.image_size)
@@ -68,11 +67,11 @@ def speedrun(
     steps = max(1, round(epochs * len(loader)))
     options: dict[str, Any] = {"act": "silu", "whiten_act": "gelu", "batch_norm_momentum": 0.2}
     model = ft.speedrun_net(train.num_classes, in_channels=train.channels, **options, **network)
-    some = train if len(train) <= 5000 else train.split(5000, seed=plan.seed)[1]
-    ft.whiten_(model.whiten, normalize(some.images))
+    ft.use_winograd_(model.to(plan.device))
+    pixels = some.images.to(plan.device)
+    seconds = _shared.timed(lambda: ft.whiten_(model.whiten, normalize(pixels)), plan.device)
     few = min(len(some), _shared.at_once(1000, some))
     clean = replace(plan, train=some, batch_size=few).loader(normalize)
-    ft.use_winograd_(model.to(plan.device))
 
     # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
     # Rate times weight decay is 1e-6 an image. The numbers are those of Hiverge (2025).
@@ -92,7 +91,7 @@ def speedrun(
     decay = min(0.95, max(0.0, 1 - 6 / steps))  # over a sixth of the run at most
     average = ft.WeightAverage(decay=decay, batches=clean)
     falls = [ft.linear(r, 0.0, total_steps=n) for r, n in zip(rates, ends, strict=True)]
-    return ft.Trainer(
+    trainer = ft.Trainer(
         model,
         [muon, sgd],
         schedulers=[
@@ -103,7 +102,8 @@ def speedrun(
         **plan.switches,
         micro_batch_size=_shared.at_once(768, train) if plan.device == "cpu" else None,
         callbacks=[ft.FreezeAfter(bias, steps=whiten_steps), average],
-    ), loader
+    )
+    return trainer, loader, seconds
 
 
 def article(plan: Plan) -> Training:
@@ -119,7 +119,7 @@ def article(plan: Plan) -> Training:
     steps = max(2, round(plan.epochs * len(loader)))
     schedule = ft.one_cycle(max_lr, steps, pct_start=0.2, anneal="linear")
     part = _shared.at_once(512, plan.train) if plan.device == "cpu" else None
-    return ft.Trainer(model, sgd, lr=schedule, micro_batch_size=part, **plan.switches), loader
+    return ft.Trainer(model, sgd, lr=schedule, micro_batch_size=part, **plan.switches), loader, 0.0
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,14 @@ RECIPES = {
 
 def run_once(recipe: str, plan: Plan, test: ft.ImageSet, folder: Path) -> dict[str, Any]:
     """Train with one seed, evaluate, write the run's folder, and return its record."""
-    start = time.perf_counter()
     torch.manual_seed(plan.seed)
-    trainer, loader = RECIPES[recipe].build(plan)
-    prepare_seconds = time.perf_counter() - start
+    trainer, loader, prepare_seconds = RECIPES[recipe].build(plan)
     _shared.check_image_size(plan.train, trainer.model.min_size, recipe)
     ft.make_run_folder(folder)
     normalize = ft.Normalize(*plan.train.mean_std())
     tests = _shared.evaluation_loader(test, normalize, plan.device)
     saved = folder / "checkpoints" if plan.resume else None
-    precompile_seconds = _shared.precompile(trainer, loader) if plan.compile else 0.0
+    precompile_seconds = _shared.precompile(trainer, loader, plan.device)
     history = trainer.fit(loader, plan.epochs, val=tests, checkpoints=saved, resume=plan.resume)
     # A mirrored digit is no digit: where the recipe does not flip, the views are only moved.
     tta = RECIPES[recipe].tta if plan.flips else "translate"
@@ -202,8 +200,9 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
-        rest = (device, seed, target, args.resume, args.compile, switches)
-        plan = Plan(train, flips, epochs, batch_size, *rest)
+        rest = (device, seed, target, args.resume, switches)
+        some = train if len(train) <= 5000 else train.split(5000, seed=seed)[1]
+        plan = Plan(train, some, flips, epochs, batch_size, *rest)
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)

@@ -24,8 +24,9 @@ def pieces_of(
     """Return what a recipe does to its images before it makes them small."""
     recipe = RECIPES[name]
     batch_size = choose_batch_size(None, recipe.batch_size, train)
-    rest = (device, 0, recipe.target, False, False, {})
-    _, loader = recipe.build(Plan(train, flips, recipe.epochs, batch_size, *rest))
+    some = train.subset(range(min(100, len(train))))
+    rest = (device, 0, recipe.target, False, {})
+    _, loader, _ = recipe.build(Plan(train, some, flips, recipe.epochs, batch_size, *rest))
     pieces = loader.pipeline.transforms
     return [piece for piece in pieces if not isinstance(piece, ft.ProgressiveResize)]
 

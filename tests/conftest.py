@@ -43,6 +43,11 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+
+
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
 

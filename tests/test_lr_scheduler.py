@@ -187,7 +187,7 @@ def test_a_tensor_rate_does_not_recompile(lr):
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.cuda
 def test_a_capturable_optimizer_and_a_schedule_of_a_step_tensor_work_in_a_graph():
     schedule = one_cycle(0.4, 8)
     weight = nn.Parameter(torch.ones(3, device="cuda"))

@@ -189,7 +189,7 @@ def test_equal_arguments_make_equal_transforms_with_a_readable_repr(transform):
     assert twin == transform
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 @pytest.mark.parametrize("transform", ALL)
 def test_the_result_is_the_same_on_cuda(transform):
     for dtype in (torch.uint8, torch.float32):

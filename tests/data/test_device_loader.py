@@ -418,7 +418,7 @@ def test_a_missing_cuda_device_is_named(monkeypatch):
         DeviceLoader(image_set(), batch_size=1, device="cuda:3")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_order_and_images_are_the_same_on_cuda():
     def served(device):
         loader = DeviceLoader(

@@ -25,8 +25,6 @@ from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 from fasttricks.schedules import linear
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
 
 def make_model(seed=0, *, bias=True):
     torch.manual_seed(seed)
@@ -73,7 +71,7 @@ def assert_close(one, other, *, rtol=1e-4, atol=1e-5):
 # On a GPU ---------------------------------------------------------------------------------------
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("cuda_graph", [True, "step"])
 @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 5}, {"select": 0.5}])
 def test_a_replayed_graph_trains_as_the_plain_step(cuda_graph, options):
@@ -83,7 +81,7 @@ def test_a_replayed_graph_trains_as_the_plain_step(cuda_graph, options):
     assert_close(graphed, plain, rtol=1e-2, atol=1e-3)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD"])
 def test_the_update_of_torchs_optimizers_is_replayed(kind):
     models = []

@@ -95,8 +95,9 @@ def make_plan(example, images, labels, *, batch_size, epochs=4):
     train = ft.ImageSet(
         torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), classes, "test"
     )
-    rest = ("cpu", 0, 94.0, False, False, {"precision": "fp32"})
-    return example.Plan(train, True, epochs, batch_size, *rest)
+    rest = ("cpu", 0, 94.0, False, {"precision": "fp32"})
+    some = train.subset(range(0, len(train), -(-len(train) // 5000)))
+    return example.Plan(train, some, True, epochs, batch_size, *rest)
 
 
 def average_of(trainer):
@@ -108,7 +109,7 @@ def test_images_in_the_order_of_their_classes_give_no_other_statistics(example):
     images, labels = coloured_images(2100, 0)
     order = labels.argsort(kind="stable")
     plan = make_plan(example, images[order], labels[order], batch_size=105)
-    trainer, _ = example.speedrun(plan)
+    trainer, _, _ = example.speedrun(plan)
     batches = [targets for _, targets in average_of(trainer).batches]
     assert [len(targets) for targets in batches] == [1000, 1000]  # none of a few images alone
     for targets in batches:
@@ -118,17 +119,17 @@ def test_images_in_the_order_of_their_classes_give_no_other_statistics(example):
 @pytest.mark.parametrize(("images", "epochs", "decay"), [(40, 1, 0.0), (320, 2, 0.85)])
 def test_a_run_of_few_updates_averages_over_fewer_of_them(example, images, epochs, decay):
     plan = make_plan(example, *coloured_images(images, 0), batch_size=16, epochs=epochs)
-    trainer, _ = example.speedrun(plan)
+    trainer, _, _ = example.speedrun(plan)
     assert average_of(trainer).decay == pytest.approx(decay)
 
 
 @pytest.mark.parametrize(("side", "translate", "part"), [(12, 1, 768), (32, 2, 768), (64, 4, 192)])
 def test_distances_and_memory_follow_the_size(example, side, translate, part):
     plan = make_plan(example, *coloured_images(40, 0, side), batch_size=20)
-    trainer, loader = example.speedrun(plan)
+    trainer, loader, _ = example.speedrun(plan)
     assert f"RandomTranslate(padding={translate}," in repr(loader.pipeline)
     assert trainer.micro_batch_size == part
-    trainer, _ = example.article(plan)
+    trainer, _, _ = example.article(plan)
     assert trainer.micro_batch_size == part * 2 // 3
 
 

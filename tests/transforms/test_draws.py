@@ -232,7 +232,7 @@ def test_an_empty_or_too_wide_range_is_refused():
         Draws.from_generator(1, generator=5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.cuda
 def test_draws_are_the_same_on_cuda():
     indices = torch.arange(10_000)
     here = Draws(indices, seed=2**63 + 5, epoch=3, stream=1).uniform(3)

@@ -35,11 +35,11 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 NORMALIZE = Normalize((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton")
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-runs_the_kernel = pytest.mark.skipif(
-    find_spec("triton") is None or not (INTERPRETED or torch.cuda.is_available()),
-    reason="needs Triton, and CUDA or its interpreter",
-)
+
+
+def runs_the_kernel(test):
+    """On CUDA, or in Triton's interpreter."""
+    return needs_triton(test if INTERPRETED else pytest.mark.cuda(test))
 
 
 @needs_triton
@@ -148,7 +148,8 @@ def test_the_share_of_one_of_three_processes_is_that_of_the_batch():
 
 
 @needs_triton
-@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has no GPU")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_loader_serves_the_same_on_cuda_with_and_without_the_kernel(dtype):
     pixels = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
