@@ -57,7 +57,7 @@ def test_nothing_is_left_to_compile_for_any_size_frozen_or_not(batch_size):
     before = graphs()
     assert precompile(trainer, loader) > 0
     made = graphs() - before
-    assert made >= 4  # of 6 pixels with the bias and without, of 7 and 8 without
+    assert made >= 3  # of 6, 7 and 8 pixels; what stops training may be one more
     trainer.fit(loader, 4)
     assert graphs() - before == made
 
