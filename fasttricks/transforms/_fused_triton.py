@@ -178,7 +178,7 @@ def _fused_pass(  # type: ignore[no-untyped-def]
     if BY_PRODUCT:
         inverse = tl.div_rn(1.0, spread)[None, :]
         quotient = difference * inverse
-        rest = tl.fma(-quotient, spread[None, :], difference)
+        rest = tl.fma(quotient, -spread[None, :], difference)
         value = tl.fma(rest, inverse, quotient)
     else:
         value = tl.div_rn(difference, spread[None, :])
