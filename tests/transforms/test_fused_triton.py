@@ -6,6 +6,7 @@ imported: the first test runs this file again in a process where it is.
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -162,6 +163,31 @@ def test_the_loader_serves_the_same_on_cuda_with_and_without_the_kernel(dtype):
     for (images, labels), (expected, same) in zip(fused, plain, strict=True):
         assert torch.equal(bytes_of(images), bytes_of(expected))
         assert torch.equal(labels, same)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_the_kernel_compiles_for_a_gpu_without_one(dtype):
+    """To PTX for Hopper: three products a number, and a division a column instead of a number."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fasttricks.transforms._fused_triton import _fused_pass
+
+    sizes = {"H": 32, "W": 32, "C": 3, "ROWS": 32, "COLUMNS": 32, "HOLES": 1}
+    flags = {"REFLECT": True, "BY_PRODUCT": True, "CHANNELS_LAST": True}
+    pointers = {"out": f"*{dtype}", "rows": "*u8", "index": "*i64", "table": "*i32"}
+    signature = {**pointers, "constants": "*fp32", "fills": f"*{dtype}"}
+    signature |= dict.fromkeys([*sizes, *flags], "constexpr")
+    if "constexprs" not in inspect.signature(ASTSource).parameters:
+        pytest.skip("needs a newer Triton")
+    source = ASTSource(fn=_fused_pass, signature=signature, constexprs={**sizes, **flags})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    code = made.asm["ptx"]
+    assert code.count("fma.rn.f32") == 2 * code.count("mul.f32") == 2 * 32  # a thread has 32 rows
+    assert code.count("div.") == 1
 
 
 class Broken:
