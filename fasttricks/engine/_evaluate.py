@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fasttricks._checks import check_choice
+from fasttricks._checks import check_choice, check_fraction
 from fasttricks.engine._distributed import collect, world_size
 from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs
 from fasttricks.engine._precision import Precision, as_precision
@@ -52,6 +52,7 @@ def predict(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     tta: str = "none",
+    tta_share: float = 1.0,
     precision: Precision | str = "fp32",
     dealt: bool = False,
 ) -> Tensor:
@@ -64,6 +65,8 @@ def predict(
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both.
+        tta_share: Share of each batch's images, 0 to 1, that are seen in more than one view: those
+            whose largest probability is lowest. All by default.
         precision: How to compute, a ``Precision`` or its name; "fp32" by default.
         dealt: The batches are every n-th of those that n processes share; the result is that of
             all. Off by default.
@@ -72,13 +75,15 @@ def predict(
         Logits [N, num_classes] in fp32.
 
     Raises:
-        ValueError: If ``tta`` is unknown or ``batches`` is empty.
+        ValueError: If ``tta`` is unknown, ``tta_share`` not between 0 and 1 or below 1 for outputs
+            without classes, or ``batches`` is empty.
         TypeError: If the batches are no pairs of tensors, or the model returns no tensor.
 
     Reference:
-        Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5).
+        Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5), and fewer
+        images in all of them as in Hiverge's recipe (2025).
     """
-    return _predict(model, batches, tta, precision, dealt)[0]
+    return _predict(model, batches, _Views(tta, tta_share), precision, dealt)[0]
 
 
 def evaluate(
@@ -86,6 +91,7 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     tta: str = "none",
+    tta_share: float = 1.0,
     precision: Precision | str = "fp32",
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     metrics: Mapping[str, Metric] | None = None,
@@ -97,6 +103,7 @@ def evaluate(
         model: As for ``predict``.
         batches: As for ``predict``.
         tta: As for ``predict``.
+        tta_share: As for ``predict``.
         precision: As for ``predict``.
         loss: Maps all outputs and targets to their mean loss; cross-entropy by default. An
             ``nn.CrossEntropyLoss`` is taken without its label smoothing, a trick of training.
@@ -109,14 +116,14 @@ def evaluate(
         whose rows are distributions; K is at least 2. It is NaN for all others.
 
     Raises:
-        ValueError: If ``tta`` is unknown, ``batches`` is empty, or the loss is not one number.
+        ValueError: As for ``predict``, or if the loss is not one number.
         TypeError: If the batches are no pairs of tensors, the model returns no tensor, or the
             loss is no function.
     """
     start = time.perf_counter()
     if loss is not None:
         check_loss(loss)
-    logits, targets = _predict(model, batches, tta, precision, dealt)
+    logits, targets = _predict(model, batches, _Views(tta, tta_share), precision, dealt)
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
     device = _device_of(model) if dealt and world_size() > 1 else logits.device
@@ -150,19 +157,18 @@ def _accuracy(outputs: Tensor, targets: Tensor, ignored: int | None) -> float:
 def _predict(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
-    tta: str,
+    views: _Views,
     precision: Precision | str,
     dealt: bool,
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets of all batches."""
-    check_choice("tta", tta, TTA)
     precision = as_precision(precision, _device_of(model))
     logits, targets = [], []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
     with _evaluation_mode(model), torch.no_grad():
         for images, labels in map(check_batch, batches):
             with precision.forward_context():
-                logits.append(_averaged_logits(model, images, tta))
+                logits.append(views.average(model, images))
             targets.append(labels)
     if dealt:
         logits, targets = collect(logits), collect(targets)
@@ -171,16 +177,52 @@ def _predict(
     return torch.cat(logits), torch.cat(targets)
 
 
-def _averaged_logits(model: nn.Module, images: Tensor, tta: str) -> Tensor:
-    views = [(images, 0.5)]
-    if tta in ("translate", "mirror_translate"):
-        padded = F.pad(images, (1, 1, 1, 1), "reflect")
-        views += [(padded[..., :-2, :-2], 0.25), (padded[..., 2:, 2:], 0.25)]
-    if tta in ("mirror", "mirror_translate"):
-        views += [(view.flip(-1), weight) for view, weight in views]
-    total = sum(weight for _, weight in views)
-    logits = [check_outputs(model(view)).float() * (weight / total) for view, weight in views]
-    return torch.stack(logits).sum(0)
+@dataclass(frozen=True)
+class _Views:
+    """What an image is seen as, and the share of a batch that is seen as more than itself."""
+
+    tta: str
+    share: float
+
+    def __post_init__(self) -> None:
+        check_choice("tta", self.tta, TTA)
+        check_fraction("tta_share", self.share)
+
+    def average(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Return a batch's logits, each the mean over the image's views."""
+        plain = check_outputs(model(images)).float()
+        chosen = self._least_certain(plain)
+        if chosen is not None:
+            images = images[chosen]
+        views = self._of(images)
+        total = sum(weight for _, weight in views)
+        logits = [(plain if chosen is None else plain[chosen]) * (views[0][1] / total)]
+        if len(images):
+            logits += [model(view).float() * (weight / total) for view, weight in views[1:]]
+        mean = torch.stack(logits).sum(0)
+        return mean if chosen is None else plain.index_copy(0, chosen, mean)
+
+    def _of(self, images: Tensor) -> list[tuple[Tensor, float]]:
+        """Return the views with their weights, the images themselves first."""
+        views = [(images, 0.5)]
+        if self.tta in ("translate", "mirror_translate"):
+            padded = F.pad(images, (1, 1, 1, 1), "reflect")
+            views += [(padded[..., :-2, :-2], 0.25), (padded[..., 2:, 2:], 0.25)]
+        if self.tta in ("mirror", "mirror_translate"):
+            views += [(view.flip(-1), weight) for view, weight in views]
+        return views
+
+    def _least_certain(self, logits: Tensor) -> Tensor | None:
+        """Return the indices of the images that get all views, None for all images."""
+        if self.share == 1 or self.tta == "none":
+            return None
+        if logits.ndim < 2 or logits.shape[1] < 2:
+            raise ValueError(
+                f"tta_share must be 1 for outputs without classes, got tta_share={self.share} and "
+                f"outputs of shape {list(logits.shape)}"
+            )
+        certainty = logits.softmax(1).amax(1).reshape(len(logits), -1).mean(1)
+        return certainty.topk(round(self.share * len(logits)), largest=False).indices
 
 
 def start_training(model: nn.Module) -> None:

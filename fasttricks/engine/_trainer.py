@@ -42,7 +42,7 @@ from fasttricks.engine._distributed import (
     share_tensors,
     world_size,
 )
-from fasttricks.engine._evaluate import TTA, Evaluation, evaluate, predict, start_training
+from fasttricks.engine._evaluate import Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
 from fasttricks.engine._history import History, Value
 from fasttricks.engine._inputs import (
@@ -377,17 +377,19 @@ class Trainer:
             self._call("on_fit_end")
         return self.history
 
-    def evaluate(self, batches: Iterable[Batch], *, tta: str = "none") -> Evaluation:
+    def evaluate(
+        self, batches: Iterable[Batch], *, tta: str = "none", tta_share: float = 1.0
+    ) -> Evaluation:
         """Measure the trainer's loss, accuracy and metrics; see ``fasttricks.engine.evaluate``.
 
         The accuracy is NaN where the targets are no classes.
         """
-        check_choice("tta", tta, TTA)
         try:
             return evaluate(
                 self.model,
                 map(self._to_device, deal(batches)),
                 tta=tta,
+                tta_share=tta_share,
                 precision=self.precision,
                 loss=self.loss,
                 metrics=self.metrics,
@@ -397,12 +399,20 @@ class Trainer:
             self._explain(error)
             raise
 
-    def predict(self, batches: Iterable[Batch], *, tta: str = "none") -> Tensor:
+    def predict(
+        self, batches: Iterable[Batch], *, tta: str = "none", tta_share: float = 1.0
+    ) -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
-        check_choice("tta", tta, TTA)
         batches = map(self._to_device, deal(batches))
         try:
-            return predict(self.model, batches, tta=tta, precision=self.precision, dealt=True)
+            return predict(
+                self.model,
+                batches,
+                tta=tta,
+                tta_share=tta_share,
+                precision=self.precision,
+                dealt=True,
+            )
         except RuntimeError as error:
             self._explain(error)
             raise

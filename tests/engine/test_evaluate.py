@@ -64,6 +64,55 @@ def test_views_are_averaged_as_a_plain_loop_does(tta):
     torch.testing.assert_close(logits, torch.stack(expected))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("tta", VIEWS)
+def test_the_least_certain_of_a_batch_alone_are_seen_in_all_views(tta, share):
+    model, images = make_model(), make_images()
+    targets = torch.zeros(7, dtype=torch.int64)
+    plain, whole = (predict(model, [(images, targets)], tta=choice) for choice in ("none", tta))
+    seen = 0
+
+    def count(module, arguments):
+        nonlocal seen
+        seen += len(arguments[0])
+
+    handle = model.register_forward_pre_hook(count)
+    logits = predict(model, [(images, targets)], tta=tta, tta_share=share)
+    handle.remove()
+    number = round(share * 7)
+    chosen = plain.softmax(1).amax(1).argsort()[:number]
+    expected = plain.clone()
+    expected[chosen] = whole[chosen]
+    torch.testing.assert_close(logits, expected)
+    assert seen == 7 + number * (len(VIEWS[tta]) - 1)
+
+
+def test_of_maps_the_mean_certainty_counts():
+    model = nn.Conv2d(3, 4, 1)
+    images = make_images()
+    targets = torch.zeros(7, *images.shape[2:], dtype=torch.int64)
+    plain, whole = (predict(model, [(images, targets)], tta=t) for t in ("none", "mirror"))
+    least = plain.softmax(1).amax(1).mean((1, 2)).argmin()
+    logits = predict(model, [(images, targets)], tta="mirror", tta_share=1 / 7)
+    plain[least] = whole[least]
+    torch.testing.assert_close(logits, plain)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (1.5, "tta_share must be between 0 and 1, got tta_share=1.5"),
+        (-0.1, "tta_share must be between 0 and 1, got tta_share=-0.1"),
+        (0.5, r"must be 1 for outputs without classes, got tta_share=0.5 and .* \[7, 1\]"),
+    ],
+)
+def test_shares_that_cannot_be_are_named(share, message):
+    model = nn.Sequential(make_model(), nn.Linear(4, 1))
+    batches = [(make_images(), torch.zeros(7, 1))]
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, batches, tta="mirror", tta_share=share, loss=nn.MSELoss())
+
+
 def test_accuracy_and_loss_are_means_over_images_not_batches():
     model, images = make_model(), make_images()
     with torch.no_grad():
