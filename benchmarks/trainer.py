@@ -378,6 +378,8 @@ def main() -> None:
             record("switches", compare(args, device, SWITCHES))
         else:
             print("switches are measured on CUDA only, which is not here", flush=True)
+    if args.output:
+        ft.write_json(args.output, report)
 
 
 if __name__ == "__main__":

@@ -121,8 +121,9 @@ def train_once(
     except FloatingPointError as error:
         result["error"] = str(error)
     rows = [row for row in trainer.history.rows if math.isfinite(row["val_loss"])]
-    if len(rows) < len(trainer.history):  # a loss that only evaluation has, which a run survives
-        result |= {"accuracy": 0.0, "error": "val_loss was not finite"}
+    if trainer.history.rows[-1:] != rows[-1:]:  # which the training itself did not see
+        result["accuracy"] = 0.0
+        result.setdefault("error", "the last val_loss was not finite")
     return result | {
         "seconds": trainer.train_seconds,
         "images_per_second": rows[-1]["images_per_second"] if rows else 0.0,
@@ -154,7 +155,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train every contender with every seed; write the record, the picture, the table."""
     args.device = choose_device(args)
-    for name in ("images", "held_out", "epochs", "narrow", "seeds"):
+    check("--images", args.images, above=1)
+    for name in ("held_out", "epochs", "narrow", "seeds"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
     args.flips = not (is_digits or args.no_flips)
@@ -199,7 +201,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("contest", choices=CONTESTS, help="what to compare")
     add("--seeds", type=int, default=3, help="trainings of each (default: 3)")
-    add("--images", type=int, default=10_000, help="training images (default: 10000)")
+    add("--images", type=int, default=10_240, help="training images (default: 10240)")
     add("--held-out", type=int, default=5000, help="images to judge by, at most a fifth "
         "(default: 5000)")  # fmt: skip
     add("--epochs", type=float, default=10, help="of each training (default: 10)")

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
     """For each batch size: range test, picture, training."""
     args.device = choose_device(args)
     check("--epochs", args.epochs, most=1e6)
-    check("--images", args.images)
+    check("--images", args.images, above=1)
     check("--width", args.width)
     check("--seeds", args.seeds)
     check("--held-out", args.held_out)

@@ -132,7 +132,8 @@ def train_once(
 def run(args: argparse.Namespace) -> None:
     """Train all on, then with each trick turned round, seed by seed, and say what it was worth."""
     args.device = choose_device(args)
-    for name in ("images", "epochs", "seeds", "cutout_size"):
+    check("--images", args.images, above=1)
+    for name in ("epochs", "seeds", "cutout_size"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
     args.flips = not (is_digits or args.no_flips)

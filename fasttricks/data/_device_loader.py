@@ -6,6 +6,8 @@ Shapes: B images a batch, C channels, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 from zlib import crc32
 
@@ -25,8 +27,8 @@ _MIX_STREAM = 2**32 - 2
 # For how many images the transforms' numbers are drawn at once, about: many small operations that
 # cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
-# For how many images the checksum goes on at once: few enough to be brought from a GPU.
-_SUMMED_AT_ONCE = 2**14
+# How many bytes of images are brought from a GPU at once for their checksum.
+_SUMMED_AT_ONCE = 2**26
 # The numbers of the fused pass, and of each transform after it.
 _Params = tuple[Tensor | None, tuple[Any, ...] | None]
 
@@ -184,7 +186,8 @@ class DeviceLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and what tells the loader from one that would serve other batches.
 
-        That is its seed, its images (number, shape, checksum with their labels) and its transforms.
+        That is its seed, its images (number, shape, checksum with their labels), how they are
+        parted into batches, and its transforms; one of your own counts by its class alone.
         """
         if self._images is None:
             self._images = _fingerprint(self._rows, self._labels, self._shape)
@@ -193,6 +196,9 @@ class DeviceLoader:
             "seed": self.seed,
             "epoch": self._epoch,
             "images": self._images,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "drop_last": self.drop_last,
             "transforms": [_name(piece) for piece in pieces],
         }
 
@@ -201,8 +207,8 @@ class DeviceLoader:
 
         Raises:
             TypeError: It is no dict, or its epoch no whole number.
-            ValueError: It is no such state, or that of a loader with another seed, other images or
-                labels, or other transforms.
+            ValueError: It is no such state, or that of a loader with another seed, other images,
+                labels or transforms, or that parts them into batches in another way.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a dict, got {type(state_dict).__name__}")
@@ -293,25 +299,39 @@ class DeviceLoader:
         return images
 
 
-def _is_ours(piece: Transform[Any]) -> bool:
-    """Whether what it samples is little, an image's own, and for the size that it says."""
+def _is_ours(piece: object) -> bool:
+    """Whether it is the library's: what it samples is little, and an image's own."""
     return type(piece).__module__.startswith("fasttricks.")
 
 
 def _name(piece: object) -> str:
-    """A piece of the library with its arguments, one of a user's own by its class alone.
+    """A piece of the library with the arguments that are no defaults, another by its class alone.
 
     Its repr might hold where it lies in memory.
     """
     kind = type(piece)
-    ours = kind.__module__.startswith("fasttricks.")
-    return repr(piece) if ours else f"{kind.__module__}.{kind.__qualname__}"
+    if not is_dataclass(piece) or isinstance(piece, type) or not _is_ours(piece):
+        return f"{kind.__module__}.{kind.__qualname__}"
+    values = {field.name: getattr(piece, field.name) for field in fields(piece)}
+    defaults = {field.name: field.default for field in fields(piece)}
+    given = [f"{n}={_plain(v)!r}" for n, v in values.items() if _plain(v) != _plain(defaults[n])]
+    return f"{kind.__name__}({', '.join(given)})"
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as floats, whoever made them, so that equal ones are written alike."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return float(value) if isinstance(value, Real) else value
 
 
 def _fingerprint(rows: Tensor, labels: Tensor, shape: tuple[int, ...]) -> str:
     """The images' number and shape, and a checksum of them and their labels."""
     checksum = 0
-    for part in (*rows.split(_SUMMED_AT_ONCE), labels):
+    at_once = max(1, _SUMMED_AT_ONCE // rows.shape[1])
+    for part in (*rows.split(at_once), labels):
         checksum = crc32(part.cpu().numpy(), checksum)
     size = "x".join(map(str, shape))
     return f"{len(rows)} of {size} (CxHxW) with checksum {checksum:08x}"

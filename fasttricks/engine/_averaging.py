@@ -102,7 +102,7 @@ class _Average(Callback):
             copy_each(kept, new)
         else:
             for own, others in by_dtype(kept, new):
-                torch._foreach_lerp_(own, others, 1 - decay)
+                _lerp(own, others, decay)
         copy_each(kept_rest, new_rest)
         average.n_averaged += 1
 
@@ -248,7 +248,7 @@ class Lookahead(_Average):
 
     @torch.no_grad()
     def update(self, model: nn.Module, *, share_done: float = 1.0) -> None:
-        """Pull the slow weights and the model together, at a share of the run (its end)."""
+        """Pull the slow weights and the model together, at this share of the run: 1 is its end."""
         check_fraction("share_done", share_done)
         self._move_towards(model, self.decay * share_done**self.rise)
         slow = self._started().module
@@ -339,6 +339,15 @@ def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         is_statistic = name.rpartition(".")[2] in ("running_mean", "running_var")
         (averaged if is_statistic else others).append(buffer)
     return averaged, others
+
+
+def _lerp(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
+    """Move averages of one dtype; whole numbers are cut off, as torch's AveragedModel does."""
+    if averages[0].is_floating_point() or averages[0].is_complex():
+        torch._foreach_lerp_(averages, values, 1 - decay)
+        return
+    for average, value in zip(averages, values, strict=True):
+        average.copy_(average * decay + value * (1 - decay))
 
 
 def _frozen_statistics(model: nn.Module, average: nn.Module) -> list[tuple[Tensor, Tensor]]:

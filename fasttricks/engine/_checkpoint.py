@@ -210,8 +210,11 @@ class Checkpoint:
         trainer.batches_done, trainer.stop = counts["batches_done"], counts["stop"]
         if trainer.batches_done % trainer.steps_per_epoch and not self.is_done(trainer):
             raise self._misfit(_STATE, "it ends within an epoch, from where no run can go on")
-        for loader, place in zip(loaders, self.state["loaders"], strict=False):
-            restore_loader_place(loader, place)
+        for number, (loader, place) in enumerate(zip(loaders, self.state["loaders"], strict=False)):
+            try:  # the first is trained on; others only measure
+                restore_loader_place(loader, place, same=number == 0)
+            except ValueError as error:
+                raise self._misfit(_STATE, f"of its loader, {error}") from error
 
     def _check_settings(self, trainer: Trainer) -> None:
         if type(trainer.loss).__module__.startswith("torch."):  # of which these are arguments

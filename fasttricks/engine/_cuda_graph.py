@@ -187,7 +187,7 @@ class Graphed:
     def _objects(self) -> list[int]:
         """Return which objects the optimizers hold: as long as they are the same, nothing changed.
 
-        Those that were held before are kept in ``_held``, so that no other can have their place.
+        ``_held`` keeps those of before alive, so that none that came later has their place.
         """
         found: list[int] = []
         for optimizer in self._optimizers:
@@ -240,7 +240,9 @@ def _switch(group: dict[str, Any]) -> None:
     if "capturable" in group:
         group["capturable"] = True
         asked = [group.get(name) for name in ("fused", "foreach", "differentiable")]
-        may_choose = not any(asked) and False not in asked[:2]
+        # Fused kernels take floats alone; what somebody chose stays.
+        floats = all(parameter.is_floating_point() for parameter in group["params"])
+        may_choose = floats and not any(asked) and False not in asked[:2]
     if "fused" in group and may_choose:
         group["fused"], group["foreach"] = True, False
 

@@ -65,8 +65,8 @@ def predict(
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both.
-        tta_share: Share of each batch's images, 0 to 1, that are seen in more than one view: those
-            whose largest probability is lowest. All by default.
+        tta_share: Share of each batch's images, 0 to 1, rounded up, that are seen in more than one
+            view: those whose largest probability is lowest. All by default.
         precision: How to compute, a ``Precision`` or its name; "fp32" by default.
         dealt: The batches are every n-th of those that n processes share; the result is that of
             all. Off by default.
@@ -221,8 +221,11 @@ class _Views:
                 f"tta_share must be 1 for outputs without classes, got tta_share={self.share} and "
                 f"outputs of shape {list(logits.shape)}"
             )
-        certainty = logits.softmax(1).amax(1).reshape(len(logits), -1).mean(1)
-        return certainty.topk(round(self.share * len(logits)), largest=False).indices
+        certainty = logits.softmax(1).amax(1)
+        if certainty.ndim > 1:
+            certainty = certainty.flatten(1).mean(1)
+        count = math.ceil(self.share * len(logits) - 1e-9)  # 0.7 of 10 is 7, whatever floats say
+        return certainty.topk(count, largest=False).indices
 
 
 def start_training(model: nn.Module) -> None:

@@ -94,6 +94,7 @@ class Gradients:
             except RuntimeError as error:
                 size = min(trainer.micro_batch_size or len(images), len(images))
                 if not (may_halve and size > 1 and is_out_of_memory(error)):
+                    trainer.micro_batch_size = asked  # smaller parts were no help
                     raise
             # Out of the handler, so that the error's frames hold no tensor any more.
             clear_gradients(trainer.optimizers)

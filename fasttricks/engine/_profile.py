@@ -29,7 +29,8 @@ class StepProfile:
 
     Attributes:
         data: Waiting for the loader.
-        forward: The model's forward pass.
+        forward: The model's forward pass; that of ``select``, which chooses images, is in
+            ``other`` where the model is compiled.
         backward: The backward pass.
         optimizer: The optimizers' ``step``.
         other: All else: the copy to the device, the loss, clearing gradients, the loop.

@@ -49,9 +49,12 @@ def loader_place(loader: object) -> dict[str, Any]:
     return place
 
 
-def restore_loader_place(loader: object, place: dict[str, Any]) -> None:
-    """Put a loader where ``loader_place`` found it."""
-    if "state" in place and hasattr(loader, "load_state_dict"):
+def restore_loader_place(loader: object, place: dict[str, Any], *, same: bool = True) -> None:
+    """Put a loader where ``loader_place`` found it.
+
+    Where it need not be the same data, one that has an epoch takes that alone.
+    """
+    if "state" in place and hasattr(loader, "load_state_dict") and (same or "epoch" not in place):
         loader.load_state_dict(place["state"])
     if "epoch" in place and hasattr(loader, "set_epoch"):
         loader.set_epoch(place["epoch"])

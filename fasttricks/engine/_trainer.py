@@ -104,7 +104,8 @@ class Trainer:
         channels_last: Compute in channels_last memory format; on by default. A model that calls
             ``view`` on what a convolution or pooling returns needs ``flatten`` or ``reshape``
             instead, or False here.
-        micro_batch_size: Largest number of images computed at once; the whole batch by default.
+        micro_batch_size: Largest number of images computed at once; the whole batch by default. Not
+            with a ``compile`` that records CUDA graphs itself.
         grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
         select: Share of each batch that is trained on, above 0 to 1: a forward pass without
             gradients finds the images with the highest losses, the mean of each image's own where
@@ -113,7 +114,8 @@ class Trainer:
             that update out, also for gradients that are not finite, with weights, statistics and
             schedules as they were, at the price of waiting for the device in every update.
         oom: What an update does that runs out of memory: "halve" (default) the micro-batch, with a
-            warning, and start over with nothing lost, or "raise".
+            warning, and start over with nothing lost, or "raise", as it does wherever a CUDA graph
+            holds the memory.
         compile: Train through ``torch.compile``: True, or a mode or backend by name; every image
             size is compiled for itself. Evaluation runs the module as it is. Off by default.
         fused: Use the fused implementation of the optimizers that have one; off by default.
@@ -331,7 +333,8 @@ class Trainer:
         Raises:
             ValueError: If a number is out of its range, ``train`` or ``val`` is empty,
                 ``checkpoints`` holds those of another run, or a checkpoint is damaged, of another
-                model, or of optimizers or schedules with other numbers.
+                model, of optimizers or schedules with other numbers, or of a ``DeviceLoader`` with
+                other images, batches or transforms.
             TypeError: If ``train`` has no length, or yields anything but pairs of tensors.
             FloatingPointError: If the loss is NaN or infinite.
         """

@@ -198,7 +198,7 @@ def scale_head_(linear: nn.Linear, *, std: float = 1.0) -> nn.Linear:
 
     Raises:
         TypeError: If ``linear`` isn't an ``nn.Linear``.
-        ValueError: If ``std`` isn't above 0, or the weights have no deviation to scale.
+        ValueError: If ``std`` isn't above 0, or there is a single weight, which has no deviation.
 
     Example:
         >>> bool(scale_head_(nn.Linear(64, 10)).weight.std().sub(1).abs() < 1e-5)
@@ -207,14 +207,9 @@ def scale_head_(linear: nn.Linear, *, std: float = 1.0) -> nn.Linear:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"linear must be an nn.Linear, got {type(linear).__name__}")
     check_positive("std", std)
-    weight = linear.weight
-    factor = std / weight.std(correction=min(1, weight.numel() - 1))
-    if not (weight.is_meta or factor.isfinite()):
-        raise ValueError(
-            "linear must have at least two weights that are finite and not all equal, got "
-            f"{tuple(weight.shape)} of them with a standard deviation of {(std / factor).item():g}"
-        )
-    weight.mul_(factor)
+    if linear.weight.numel() == 1:
+        raise ValueError(f"linear must have at least two weights, got {linear}")
+    linear.weight.mul_(std / linear.weight.std())
     return linear
 
 

@@ -15,6 +15,7 @@ from fasttricks.transforms import (
     Normalize,
     Pipeline,
     ProgressiveResize,
+    RandomErasing,
     RandomHorizontalFlip,
     RandomIntensity,
     RandomTranslate,
@@ -125,6 +126,27 @@ def test_a_loader_does_not_go_on_from_the_state_of_one_with_other_images(change)
     with pytest.raises(ValueError, match=message):
         loader.load_state_dict({**state, "epoch": 1})
     assert loader.epoch == 4
+
+
+@pytest.mark.parametrize("changed", [{"batch_size": 7}, {"shuffle": True}, {"drop_last": True}])
+def test_a_loader_does_not_go_on_from_the_state_of_one_with_other_batches(changed):
+    state = DeviceLoader(image_set(), batch_size=6).state_dict()
+    (name,) = changed
+    with pytest.raises(ValueError, match=f"{name} must be that of the loader"):
+        DeviceLoader(image_set(), **{"batch_size": 6, **changed}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (RandomErasing(p=1), RandomErasing(p=1.0)),
+        (RandomIntensity(shift=np.float64(0.1)), RandomIntensity(shift=0.1)),
+        (ProgressiveResize({0: np.int64(8)}), ProgressiveResize({0: 8})),
+    ],
+)
+def test_equal_numbers_make_the_same_transform_whoever_made_them(one, other):
+    state = DeviceLoader(image_set(), batch_size=6, transforms=[one]).state_dict()
+    DeviceLoader(image_set(), batch_size=6, transforms=[other]).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

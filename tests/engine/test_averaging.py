@@ -10,6 +10,7 @@ import pytest
 import torch
 from random_batches import make_batches
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fasttricks.data import DeviceLoader, ImageSet
@@ -101,6 +102,34 @@ def test_the_weight_average_takes_the_weights_of_its_updates(options, taken):
     expected = moving_average([keep.weights[update - 1] for update in taken], 0.75)
     assert_equal(floats(model), expected)
     assert average.average.n_averaged == len(taken)
+
+
+def mixed_dtypes(step):
+    """Parameters of every kind, all as many, which move with the step."""
+    torch.manual_seed(step)
+    module = nn.Module()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.complex64):
+        module.register_parameter(
+            str(dtype).replace("torch.", "of_"), nn.Parameter(torch.randn(5).to(dtype))
+        )
+    for dtype in (torch.int64, torch.bool):
+        value = torch.randint(0, 9, (5,)).to(dtype)
+        module.register_parameter(
+            str(dtype).replace("torch.", "of_"), nn.Parameter(value, requires_grad=False)
+        )
+    return module
+
+
+def test_parameters_of_any_dtype_are_averaged_as_torch_averages_them():
+    ours = WeightAverage(decay=0.75)
+    theirs = AveragedModel(mixed_dtypes(0), multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    ours.start(mixed_dtypes(0))
+    for step in range(1, 5):
+        ours.update(mixed_dtypes(step))
+        theirs.update_parameters(mixed_dtypes(step))
+    assert ours.average.n_averaged == theirs.n_averaged
+    for value, expected in zip(ours.average.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(value, expected), value.dtype
 
 
 def test_the_weight_average_serves_a_loop_of_ones_own():

@@ -245,6 +245,27 @@ def test_a_run_that_is_done_is_left_as_it_is(tmp_path):
     assert_equal(everything(trainer), everything(again), draws=False)
 
 
+def test_a_run_goes_on_with_other_images_to_measure_by_but_not_to_train_on(tmp_path):
+    other = ft.DeviceLoader(
+        ft.ImageSet(
+            torch.zeros(BATCHES * 8, 3, 8, 8, dtype=torch.uint8),
+            torch.zeros(BATCHES * 8, dtype=torch.int64),
+            classes=tuple("abcde"),
+            name="black",
+        ),
+        batch_size=8,
+        transforms=[ft.RandomTranslate(1), ft.Normalize(0.5, 0.25)],
+        shuffle=True,
+    )
+    make_trainer("plain").fit(make_loader(), 1, val=make_loader(), checkpoints=tmp_path)
+    trainer = make_trainer("plain")
+    with pytest.raises(ValueError, match=r"state\.json does not fit .* of its loader, images must"):
+        trainer.fit(other, 2, val=make_loader(), checkpoints=tmp_path, resume=True)
+    history = trainer.fit(make_loader(), 2, val=other, checkpoints=tmp_path, resume=True)
+    assert len(history) == 2
+    assert other.epoch == 2
+
+
 def test_a_run_can_be_made_longer_but_not_from_within_an_epoch(tmp_path):
     def plain():
         return make_trainer("plain")

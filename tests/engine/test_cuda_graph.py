@@ -406,7 +406,10 @@ def test_the_rates_are_tensors_that_schedules_write(pools):
     assert trainer.describe()["cuda_graph"] == "step"
 
 
-def test_a_value_read_back_is_an_error(pools):
+def test_a_value_read_back_is_an_error(pools, monkeypatch):
+    streams = []
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
     def loss(outputs, targets):
         value = F.cross_entropy(outputs, targets)
         assert value.item() > 0
@@ -414,6 +417,27 @@ def test_a_value_read_back_is_an_error(pools):
 
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         train("cpu", cuda_graph="step", loss=loss)
+    assert len(streams) == 1  # back on the one of before
+
+
+@pytest.mark.parametrize(
+    ("options", "fused", "foreach"),
+    [
+        ({}, True, False),
+        ({"foreach": True}, None, True),
+        ({"foreach": False}, None, False),
+        ({"fused": False}, False, None),
+        ({"differentiable": True}, None, None),
+    ],
+)
+def test_the_fused_update_is_taken_unless_another_was_chosen(options, fused, foreach):
+    for dtype in (torch.float32, torch.complex64):
+        weight = nn.Parameter(torch.ones(3, dtype=dtype))
+        (group,) = torch.optim.Adam([weight], **options).param_groups
+        module._switch(group)
+        expected = (fused, foreach) if dtype == torch.float32 or options else (None, None)
+        assert (group["fused"], group["foreach"]) == expected
+        assert group["capturable"]
 
 
 def sgd(model):

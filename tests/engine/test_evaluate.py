@@ -79,12 +79,19 @@ def test_the_least_certain_of_a_batch_alone_are_seen_in_all_views(tta, share):
     handle = model.register_forward_pre_hook(count)
     logits = predict(model, [(images, targets)], tta=tta, tta_share=share)
     handle.remove()
-    number = round(share * 7)
+    number = math.ceil(share * 7)
     chosen = plain.softmax(1).amax(1).argsort()[:number]
     expected = plain.clone()
     expected[chosen] = whole[chosen]
     torch.testing.assert_close(logits, expected)
     assert seen == 7 + number * (len(VIEWS[tta]) - 1)
+
+
+def test_an_empty_batch_has_no_least_certain_image():
+    model, images = make_model(), make_images()
+    batches = [(x, torch.zeros(len(x), dtype=torch.int64)) for x in (images[:0], images)]
+    logits = predict(model, batches, tta="mirror", tta_share=0.5)
+    torch.testing.assert_close(logits, predict(model, batches[1:], tta="mirror", tta_share=0.5))
 
 
 def test_of_maps_the_mean_certainty_counts():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 
 import fasttricks.plots
 
@@ -34,6 +33,8 @@ def test_it_draws_every_picture(run, without_network, tmp_path):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_it_draws_what_the_recipes_do(run, npz, tmp_path, monkeypatch, mirrored):
+    from matplotlib.figure import Figure
+
     drawn = []
 
     def keep(image_set, transforms, **options):
