@@ -19,16 +19,18 @@ from fasttricks.plots import preview_augmentation
 
 
 def pieces_of(
-    name: str, train: ft.ImageSet, flips: bool, device: str
-) -> Sequence[ft.Transform[Any]]:
-    """Return what a recipe does to its images before it makes them small."""
+    name: str, train: ft.ImageSet, normalize: ft.Normalize, flips: bool, device: str
+) -> list[ft.Transform[Any]]:
+    """Return what a recipe does to images of this size before it makes them small."""
     recipe = RECIPES[name]
-    batch_size = choose_batch_size(None, recipe.batch_size, train)
-    some = train.subset(range(min(100, len(train))))
+    few = train.subset(range(min(100, len(train))))  # their size is what matters
+    batch_size = choose_batch_size(None, recipe.batch_size, few)
     rest = (device, 0, recipe.target, False, {})
-    _, loader, _ = recipe.build(Plan(train, some, flips, recipe.epochs, batch_size, *rest))
-    pieces = loader.pipeline.transforms
-    return [piece for piece in pieces if not isinstance(piece, ft.ProgressiveResize)]
+    _, loader, _ = recipe.build(Plan(few, few, flips, recipe.epochs, batch_size, *rest))
+    pieces = [
+        one for one in loader.pipeline.transforms if not isinstance(one, ft.ProgressiveResize)
+    ]
+    return [normalize if isinstance(piece, ft.Normalize) else piece for piece in pieces]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     side = min(train.image_size)
     normalize = ft.Normalize(*train.mean_std())
     pictures: dict[str, tuple[Sequence[ft.Transform], ft.transforms.Mix | None]] = {
-        name: (pieces_of(name, train, flips, device), None) for name in RECIPES
+        name: (pieces_of(name, train, normalize, flips, device), None) for name in RECIPES
     }
     pictures |= {
         "erasing": (
