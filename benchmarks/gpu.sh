@@ -26,8 +26,8 @@ part() { # name, seconds at most, command and its arguments
     timeout "$limit" "$@" 2>&1 | tee "$out/$name.log" || failed+=("$name")
 }
 
-"$python" -c 'import hypothesis, matplotlib, pytest, safetensors, sklearn, torchvision' || exit 2
-"$python" -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' || exit 2
+"$python" -c 'import hypothesis, matplotlib, pytest, safetensors, sklearn, torch, torchvision
+print(torch.__version__, torch.cuda.get_device_name())' || exit 2
 part tests 100 "$python" -m pytest -v -W default -p no:cacheprovider -m cuda tests
 part augment 60 "$python" benchmarks/augment.py --devices cuda --repeats 3 --output "$out/augment.json"
 part trainer 150 "$python" benchmarks/trainer.py --sections precision switches --repeats 1 --steps 20 \

@@ -299,7 +299,7 @@ def compare(
     args: argparse.Namespace, device: str, settings: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Measure each setting, print it against the first one, and yield its row."""
-    rows: list[dict[str, Any]] = []
+    base: dict[str, Any] = {}
     for name, options in settings.items():
         runs = [in_own_process(args, device, options) for _ in range(args.repeats)]
         failed = [run for run in runs if "error" in run]
@@ -314,8 +314,7 @@ def compare(
             "peak_bytes": statistics.median(run["peak_bytes"] for run in runs),
             "runs": runs,
         }
-        rows.append(row)
-        base = rows[0]
+        base = base or row
         print(
             f"{name:<28} {row['images_per_second']:>10,.1f} images/s "
             f"({row['images_per_second'] / base['images_per_second']:.2f} times)  "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 from zlib import crc32
@@ -128,7 +129,6 @@ class DeviceLoader:
         storage = image_set.images.to(self.device).permute(0, 2, 3, 1)
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
-        self._images: str | None = None  # what they are, worked out when a state is asked for
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
@@ -138,6 +138,10 @@ class DeviceLoader:
         none = torch.empty(0, dtype=torch.int64, device=self.device)
         for epoch in sorted({0, *self.size_starts}):
             self._batch(none, epoch, self._sample(none, epoch))
+
+    @cached_property
+    def _images(self) -> str:
+        return _fingerprint(self._rows, self._labels, self._shape)
 
     def _check_share(self, number: int) -> None:
         """Raise unless each batch of ``number`` images has one for each process."""
@@ -189,8 +193,6 @@ class DeviceLoader:
         That is its seed, its images (number, shape, checksum with their labels), how they are
         parted into batches, and its transforms; one of your own counts by its class alone.
         """
-        if self._images is None:
-            self._images = _fingerprint(self._rows, self._labels, self._shape)
         pieces = [*self.pipeline.transforms, *([self.mix] if self.mix else [])]
         return {
             "seed": self.seed,
@@ -312,9 +314,11 @@ def _name(piece: object) -> str:
     kind = type(piece)
     if not is_dataclass(piece) or isinstance(piece, type) or not _is_ours(piece):
         return f"{kind.__module__}.{kind.__qualname__}"
-    values = {field.name: getattr(piece, field.name) for field in fields(piece)}
-    defaults = {field.name: field.default for field in fields(piece)}
-    given = [f"{n}={_plain(v)!r}" for n, v in values.items() if _plain(v) != _plain(defaults[n])]
+    given = []
+    for field in fields(piece):
+        value = _plain(getattr(piece, field.name))
+        if value != _plain(field.default):
+            given.append(f"{field.name}={value!r}")
     return f"{kind.__name__}({', '.join(given)})"
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -252,9 +251,9 @@ class Lookahead(_Average):
         check_fraction("share_done", share_done)
         self._move_towards(model, self.decay * share_done**self.rise)
         slow = self._started().module
-        for weight, pulled in zip(_tensors(model), _tensors(slow), strict=True):
-            if weight.is_floating_point():
-                weight.copy_(pulled)
+        for weights, pulled in by_dtype(_parts(model)[0], _parts(slow)[0]):
+            if weights[0].is_floating_point():
+                torch._foreach_copy_(weights, pulled)
 
     @override
     def on_step_end(self, trainer: Trainer) -> None:
@@ -357,7 +356,3 @@ def _frozen_statistics(model: nn.Module, average: nn.Module) -> list[tuple[Tenso
     own = zip(model.modules(), average.modules(), strict=True)
     frozen = [other for one, other in own if not one.training]
     return [(x, x.clone()) for module in frozen for x in module.buffers(recurse=False)]
-
-
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    return chain(model.parameters(), model.buffers())

@@ -236,14 +236,14 @@ def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
 
 def _switch(group: dict[str, Any]) -> None:
     """Turn on the implementation that can be recorded."""
-    may_choose = True
     if "capturable" in group:
         group["capturable"] = True
-        asked = [group.get(name) for name in ("fused", "foreach", "differentiable")]
         # Fused kernels take floats alone; what somebody chose stays.
         floats = all(parameter.is_floating_point() for parameter in group["params"])
-        may_choose = floats and not any(asked) and False not in asked[:2]
-    if "fused" in group and may_choose:
+        chosen = group.get("fused") is not None or group.get("foreach") is not None
+        if chosen or group.get("differentiable") or not floats:
+            return
+    if "fused" in group:
         group["fused"], group["foreach"] = True, False
 
 

@@ -191,16 +191,19 @@ class _Views:
     def average(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return a batch's logits, each the mean over the image's views."""
         plain = check_outputs(model(images)).float()
+        if self.share == 1 or self.tta == "none":
+            return self._mean(model, images, plain)
         chosen = self._least_certain(plain)
-        if chosen is not None:
-            images = images[chosen]
-        views = self._of(images)
+        if not len(chosen):
+            return plain
+        return plain.index_copy(0, chosen, self._mean(model, images[chosen], plain[chosen]))
+
+    def _mean(self, model: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
+        """Return the mean over all views, of which ``plain`` are the logits of the first."""
+        (_, first), *others = views = self._of(images)
         total = sum(weight for _, weight in views)
-        logits = [(plain if chosen is None else plain[chosen]) * (views[0][1] / total)]
-        if len(images):
-            logits += [model(view).float() * (weight / total) for view, weight in views[1:]]
-        mean = torch.stack(logits).sum(0)
-        return mean if chosen is None else plain.index_copy(0, chosen, mean)
+        logits = [model(view).float() * (weight / total) for view, weight in others]
+        return torch.stack([plain * (first / total), *logits]).sum(0)
 
     def _of(self, images: Tensor) -> list[tuple[Tensor, float]]:
         """Return the views with their weights, the images themselves first."""
@@ -212,10 +215,8 @@ class _Views:
             views += [(view.flip(-1), weight) for view, weight in views]
         return views
 
-    def _least_certain(self, logits: Tensor) -> Tensor | None:
-        """Return the indices of the images that get all views, None for all images."""
-        if self.share == 1 or self.tta == "none":
-            return None
+    def _least_certain(self, logits: Tensor) -> Tensor:
+        """Return the indices of the images that get all views."""
         if logits.ndim < 2 or logits.shape[1] < 2:
             raise ValueError(
                 f"tta_share must be 1 for outputs without classes, got tta_share={self.share} and "
