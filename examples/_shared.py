@@ -101,6 +101,11 @@ def load(path: str | None, *, may_stand_in: bool) -> tuple[ft.ImageSet, ft.Image
         return *ft.read_digits(), True
 
 
+def may_flip(args: argparse.Namespace, *, is_digits: bool) -> bool:
+    """Return whether images may be mirrored: a mirrored digit is no digit."""
+    return not (is_digits or args.no_flips)
+
+
 def hold_out(train: ft.ImageSet, count: int, images: int) -> tuple[ft.ImageSet, ft.ImageSet]:
     """Return so many images to train on, and so many others to judge by, at most a fifth."""
     if len(train) < 10:

@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> None:
     check("--seed", args.seed, above=-1, most=2**32)
     train, test, is_digits = load(args.data, may_stand_in=args.target is None)
     batch_size = _shared.choose_batch_size(args.batch_size, recipe.batch_size, train)
-    flips = not (is_digits or args.no_flips)
+    flips = _shared.may_flip(args, is_digits=is_digits)
     print(f"{args.recipe} on {device}: {train}, {epochs:g} epochs, {batch_size=}, {flips=}")
     switches = _shared.switches(args.precision, device, args.compile)
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")

@@ -29,6 +29,7 @@ from _shared import (
     evaluation_loader,
     hold_out,
     load,
+    may_flip,
 )
 
 import fasttricks as ft
@@ -159,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("held_out", "epochs", "narrow", "seeds"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
-    args.flips = not (is_digits or args.no_flips)
+    args.flips = may_flip(args, is_digits=is_digits)
     rest, held_out = hold_out(train, args.held_out, args.images)
     args.batch_size = choose_batch_size(args.batch_size, 512, rest)
     args.max_lr = 0.4 * args.batch_size / 512 if args.max_lr is None else args.max_lr

@@ -23,6 +23,7 @@ from _shared import (
     evaluation_loader,
     hold_out,
     load,
+    may_flip,
 )
 
 import fasttricks as ft
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     rows = []
     # An epoch has four updates at least; sizes that are the same then are tried once.
     for size in dict.fromkeys(min(size, max(2, len(rest) // 4)) for size in args.batch_size):
-        options = {"flips": not (is_digits or args.no_flips), "device": args.device}
+        options = {"flips": may_flip(args, is_digits=is_digits), "device": args.device}
         seeds = range(args.seed, args.seed + args.seeds)
         loaders = [article_loader(rest, size, seed=seed, **options) for seed in seeds]
         print(f"batch size {size}: {rest}, {args.epochs:g} epochs", flush=True)

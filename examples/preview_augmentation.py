@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from _shared import Parser, check, choose_batch_size, choose_device, errors_in_one_line, load
+from _shared import (
+    Parser,
+    check,
+    choose_batch_size,
+    choose_device,
+    errors_in_one_line,
+    load,
+    may_flip,
+)
 from cifar10_94 import RECIPES, Plan
 
 import fasttricks as ft
@@ -40,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     check("--seed", args.seed, above=-1, most=2**32)
     device = choose_device(args)
     train, _, is_digits = load(args.data, may_stand_in=True)
-    flips = not (is_digits or args.no_flips)
+    flips = may_flip(args, is_digits=is_digits)
     side = min(train.image_size)
     normalize = ft.Normalize(*train.mean_std())
     pictures: dict[str, tuple[Sequence[ft.Transform], ft.transforms.Mix | None]] = {

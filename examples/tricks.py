@@ -23,6 +23,7 @@ from _shared import (
     evaluation_loader,
     hold_out,
     load,
+    may_flip,
 )
 
 import fasttricks as ft
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("epochs", "seeds", "cutout_size"):
         check(f"--{name.replace('_', '-')}", getattr(args, name), most=1e6)
     train, _, is_digits = load(args.data, may_stand_in=True)
-    args.flips = not (is_digits or args.no_flips)
+    args.flips = may_flip(args, is_digits=is_digits)
     rest, held_out = hold_out(train, 5000, args.images)
     args.batch_size = choose_batch_size(args.batch_size, 500, rest)
     folder = ft.make_run_folder(args.output or f"runs/tricks-{datetime.now():%Y%m%d-%H%M%S}")
