@@ -33,11 +33,12 @@ class Progress(Callback):
         self._stream = stream
         self._bar: Any = None
         self._start = self._epoch_start = self._refreshed = 0.0
+        self._done_before = 0
 
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Start the clock, and the bar where there is a terminal."""
-        self._start = time.perf_counter()
+        self._start, self._done_before = time.perf_counter(), trainer.batches_done
         stream = self._stream or sys.stdout
         if stream.isatty() and importlib.util.find_spec("rich"):
             from rich.console import Console
@@ -106,9 +107,9 @@ class Progress(Callback):
             self._bar = None
 
     def _left(self, trainer: Trainer) -> str:
-        done = trainer.batches_done
         elapsed = time.perf_counter() - self._start
-        return format_seconds((trainer.total_steps - done) * elapsed / done)
+        speed = (trainer.batches_done - self._done_before) / elapsed  # of a resumed run, its own
+        return format_seconds((trainer.total_steps - trainer.batches_done) / speed)
 
     def _write(self, line: str) -> None:
         if self._bar is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks.engine import Progress, Trainer
+from fasttricks.engine import Callback, Progress, Trainer
 from fasttricks.engine import _progress as progress_module
 
 
@@ -61,6 +61,31 @@ def test_a_terminal_sees_no_accuracy_where_there_is_none(monkeypatch):
     text = stream.getvalue()
     assert re.search(r"loss \d\.\d{4}  [\d,]+ images/s", text)
     assert "acc" not in text
+
+
+def test_a_resumed_run_judges_what_is_left_by_its_own_speed(monkeypatch, tmp_path):
+    class Clock(Callback):
+        seconds = 0
+
+        def perf_counter(self):
+            return self.seconds
+
+        def on_step_end(self, trainer):
+            self.seconds += 60
+
+    def times_left(**options):
+        clock, stream = Clock(), io.StringIO()
+        monkeypatch.setattr(progress_module, "time", clock)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        callbacks = [clock, Progress(stream)]
+        trainer = Trainer(model, optimizer, precision="fp32", progress=False, callbacks=callbacks)
+        batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))] * 3
+        trainer.fit(batches, 4, **options)
+        return re.findall(r"left (\S+)", stream.getvalue())
+
+    assert times_left(checkpoints=tmp_path, keep=4) == ["9:00", "6:00", "3:00", "0:00"]
+    assert times_left(resume=tmp_path / "epoch-0002")[-2:] == ["3:00", "0:00"]
 
 
 @pytest.mark.parametrize(
