@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
 
 _KINDS = {type(make()) for name, make in ACTIVATIONS.items() if name != "identity"}
-_KINDS |= {nn.CELU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Sigmoid, nn.LogSigmoid, nn.Softsign}
+_KINDS |= {nn.CELU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Softsign}
 
 
 def replace_activation_(
@@ -21,7 +21,8 @@ def replace_activation_(
     """Put another activation in the place of every one that is a module, in place.
 
     Works on any network whose activations are modules, torchvision's and timm's included; what is
-    called as a function (``F.relu``) is out of reach.
+    called as a function (``F.relu``) is out of reach. Sigmoids stay, which are gates, as those of
+    squeeze-and-excitation.
 
     Args:
         model: The network.
@@ -46,7 +47,7 @@ def replace_activation_(
     places = [
         (parent, name)
         for parent in list(model.modules())
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # named_children leaves repeated ones out
         if type(child) in _KINDS
     ]
     if not places:

@@ -7,9 +7,10 @@ Shapes: N images, C channels, H rows, W columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from fasttricks._checks import check_choice, check_fraction
 from fasttricks.models._activation import Activation
@@ -162,6 +163,11 @@ class ResNet(nn.Module):
     def head(self) -> nn.Linear:
         """The linear head."""
         return self.fc
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        # nn.Module keeps a module under the name given, whatever property has it.
+        super().__setattr__("fc" if name == "head" else name, value)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to features."""

@@ -81,6 +81,19 @@ def test_each_place_gets_a_module_of_its_own():
     assert len({id(m) for m in model.modules() if isinstance(m, nn.PReLU)}) == 3
 
 
+def test_an_activation_that_serves_twice_is_replaced_in_both_places():
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(2, 2), act, nn.Linear(2, 2), act)
+    assert replace_activation_(model, "celu") == 2
+    assert [type(layer).__name__ for layer in model] == ["Linear", "CELU", "Linear", "CELU"]
+
+
+def test_gates_are_no_activations():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sigmoid())
+    assert replace_activation_(model, "celu") == 1
+    assert isinstance(model[2], nn.Sigmoid)
+
+
 def test_what_cannot_be_replaced_is_said():
     with pytest.raises(ValueError, match="must have an activation that is a module, got Linear"):
         replace_activation_(nn.Linear(2, 2), "celu")

@@ -123,3 +123,12 @@ def test_blocks_that_would_stay_the_identity_are_refused(depth):
 def test_the_imagenet_stem_asks_for_larger_images():
     with pytest.raises(ValueError, match="at least 32 x 32 pixels, got 16 x 16"):
         build(18, width=4, stem="imagenet")(torch.zeros(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_head_that_is_put_in_is_the_one_that_is_used(depth):
+    model = build(depth, width=8)
+    model.head = nn.Linear(model.head.in_features, 3)
+    assert model.fc is model.head
+    assert "head.weight" not in model.state_dict()
+    assert model.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
