@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from fasttricks._checks import check_choice, check_integer
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
+from fasttricks.transforms._mix import MIX_STREAM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,8 +114,8 @@ def preview_augmentation(
 ) -> Figure:
     """Draw a grid: some images as they are, and a row after each piece of the augmentation.
 
-    The numbers are those that a ``DeviceLoader`` with this seed draws. Rows of floating images, as
-    after ``Normalize``, are scaled to the range of the row.
+    The numbers are those that a ``DeviceLoader`` with this seed draws, but for a mix's partners.
+    Rows of floating images, as after ``Normalize``, are scaled to the range of the row.
 
     Args:
         image_set: The images; the first of each class come first.
@@ -145,9 +146,9 @@ def preview_augmentation(
             batch = piece.apply(batch, piece.sample(draws, tuple(batch.shape)))
             rows.append((repr(piece) + suffix, batch))
         if mix is not None:
-            draws = Draws(chosen, seed=seed, epoch=epoch, stream=len(pieces))
+            draws = Draws(chosen, seed=seed, epoch=epoch, stream=MIX_STREAM)
             other = mix.partners(draws, len(batch))
-            nothing = torch.zeros(len(batch), 1)
+            nothing = torch.zeros(len(batch), 1, device=batch.device)
             mixed, _ = mix.mix(batch, nothing, batch[other], nothing, draws=draws)
             rows.append((repr(mix) + suffix, mixed))
     figure = _new_figure(figsize=(max(4.0, 1.1 * len(chosen)), 1.4 * len(rows)), layout="none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttricks import Cutout, DeviceLoader, ImageSet, Mixup, Normalize, RandomTranslate
+from fasttricks import Cutout, DeviceLoader, ImageSet, Mixup, Normalize, RandomTranslate, plots
 from fasttricks.engine import History
 from fasttricks.plots import plot_history, preview_augmentation
 
@@ -87,3 +87,12 @@ def test_the_preview_draws_mixes_epochs_and_grey_images():
     assert figure.axes[2].get_title(loc="left") == "Mixup(alpha=0.4, p=1.0), epoch 0"
     with pytest.raises(ValueError, match="count must be at least 1, got count=0"):
         preview_augmentation(grey, transforms, count=0)
+
+
+def test_the_preview_of_a_whole_set_mixes_as_the_loader_does():
+    data, transforms, mix = image_set(4), [Normalize(0.5, 0.25)], Mixup(1.0)
+    figure = preview_augmentation(data, transforms, mix=mix, count=4, seed=5)
+    loader = DeviceLoader(data, batch_size=4, transforms=transforms, mix=mix, seed=5)
+    mixed, _ = next(iter(loader))
+    found = figure.axes[-1].images[0].get_array()
+    assert np.allclose(found, plots._strip(mixed), atol=1e-6)

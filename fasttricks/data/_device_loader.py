@@ -21,10 +21,10 @@ from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
 from fasttricks.transforms._fused import prepare
+from fasttricks.transforms._mix import MIX_STREAM
 
-# Order and mix draw from streams that no transform of a pipeline reaches.
+# The order is drawn from a stream that no transform of a pipeline reaches.
 _ORDER_STREAM = 2**32 - 1
-_MIX_STREAM = 2**32 - 2
 # For how many images the transforms' numbers are drawn at once, about: many small operations that
 # cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
@@ -264,7 +264,7 @@ class DeviceLoader:
         images = self._augmented(index, epoch, params)
         labels = self._labels.index_select(0, index)
         if self.mix is not None:
-            draws = Draws(index, seed=self.seed, epoch=epoch, stream=_MIX_STREAM)
+            draws = Draws(index, seed=self.seed, epoch=epoch, stream=MIX_STREAM)
             partners = self.mix.partners(draws, len(self._rows))
             others = self._augmented(partners, epoch, self._sample(partners, epoch))
             other_labels = self._labels.index_select(0, partners)
