@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction
 from fasttricks.engine._distributed import collect, world_size
-from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs
+from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs, inputs_of
 from fasttricks.engine._precision import Precision, as_precision
 from fasttricks.engine._totals import Metric, count_hits, holds_labels, holds_soft_labels
 
@@ -49,7 +49,7 @@ class Evaluation:
 
 def predict(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor] | Tensor],
     *,
     tta: str = "none",
     tta_share: float = 1.0,
@@ -61,7 +61,7 @@ def predict(
     Args:
         model: Maps float images [N, C, H, W] to logits [N, num_classes]. Its training flags are
             put back afterwards.
-        batches: Iterable of (images, targets), on the model's device.
+        batches: Iterable of images, or of (images, targets) as for training, on the model's device.
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both.
@@ -77,13 +77,21 @@ def predict(
     Raises:
         ValueError: If ``tta`` is unknown, ``tta_share`` not between 0 and 1 or below 1 for outputs
             without classes, or ``batches`` is empty.
-        TypeError: If the batches are no pairs of tensors, or the model returns no tensor.
+        TypeError: If the batches are neither tensors nor pairs of them, or the model returns no
+            tensor.
 
     Reference:
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5), and fewer
         images in all of them as in Hiverge's recipe (2025).
     """
-    return _predict(model, batches, _Views(tta, tta_share), precision, dealt)[0]
+    views, precision = _Views(tta, tta_share), as_precision(precision, _device_of(model))
+    logits = []
+    # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
+    with _evaluation_mode(model), torch.no_grad():
+        for images in map(inputs_of, batches):
+            with precision.forward_context():
+                logits.append(views.average(model, images))
+    return _joined(logits, dealt)
 
 
 def evaluate(
@@ -101,7 +109,7 @@ def evaluate(
 
     Args:
         model: As for ``predict``.
-        batches: As for ``predict``.
+        batches: Iterable of (images, targets), on the model's device.
         tta: As for ``predict``.
         tta_share: As for ``predict``.
         precision: As for ``predict``.
@@ -123,7 +131,17 @@ def evaluate(
     start = time.perf_counter()
     if loss is not None:
         check_loss(loss)
-    logits, targets = _predict(model, batches, _Views(tta, tta_share), precision, dealt)
+    labels = []
+
+    def images_of_all() -> Iterator[Tensor]:
+        for images, targets in map(check_batch, batches):
+            labels.append(targets)
+            yield images
+
+    logits = predict(
+        model, images_of_all(), tta=tta, tta_share=tta_share, precision=precision, dealt=dealt
+    )
+    targets = _joined(labels, dealt)
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
     device = _device_of(model) if dealt and world_size() > 1 else logits.device
@@ -154,27 +172,13 @@ def _accuracy(outputs: Tensor, targets: Tensor, ignored: int | None) -> float:
     return hits.item() / int(labels) if int(labels) else math.nan
 
 
-def _predict(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    views: _Views,
-    precision: Precision | str,
-    dealt: bool,
-) -> tuple[Tensor, Tensor]:
-    """Logits and targets of all batches."""
-    precision = as_precision(precision, _device_of(model))
-    logits, targets = [], []
-    # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
-    with _evaluation_mode(model), torch.no_grad():
-        for images, labels in map(check_batch, batches):
-            with precision.forward_context():
-                logits.append(views.average(model, images))
-            targets.append(labels)
+def _joined(tensors: list[Tensor], dealt: bool) -> Tensor:
+    """Return what there is of all batches, of all processes if they were dealt out, in order."""
     if dealt:
-        logits, targets = collect(logits), collect(targets)
-    if not logits:
+        tensors = collect(tensors)
+    if not tensors:
         raise ValueError("batches must hold at least one batch, got none")
-    return torch.cat(logits), torch.cat(targets)
+    return torch.cat(tensors)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ def check_batch(batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def inputs_of(batch: Any) -> Tensor:
+    """Return a batch's inputs, which may come without targets."""
+    return batch if isinstance(batch, Tensor) else check_batch(batch)[0]
+
+
 def check_outputs(outputs: Any) -> Tensor:
     """Return a model's outputs; raise a TypeError unless they are one tensor."""
     if isinstance(outputs, Tensor):
