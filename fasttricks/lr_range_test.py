@@ -24,10 +24,10 @@ from fasttricks._checks import (
     check_positive,
     length_of,
 )
-from fasttricks.engine import Trainer, preserve_training_state
+from fasttricks.engine import Trainer
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._trainer import Batch, Loss
-from fasttricks.engine._trial import endless, trial_trainer
+from fasttricks.engine._trial import endless, trial_trainer, without_trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,9 +158,7 @@ def lr_range_test(
     if loader is None:
         raise ValueError("loader must be given, got none; pass loader=...")
     rates = _ramp(start_lr, end_lr, num_steps, ramp)
-    with preserve_training_state(
-        trainer.model, trainer.optimizers, loader, precision=trainer.precision
-    ):
+    with without_trace(trainer, loader):
         losses, diverged = _sweep(trainer, loader, rates, smoothing, divergence)
     return _read_curve(rates[: len(losses)], np.array(losses), smoothing, diverged, loader)
 

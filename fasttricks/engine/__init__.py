@@ -2,7 +2,7 @@
 
 from fasttricks.engine._averaging import Lookahead, StochasticWeightAverage, WeightAverage
 from fasttricks.engine._batch_size import BatchSizes, find_batch_size
-from fasttricks.engine._callbacks import Callback, EarlyStop, FreezeAfter
+from fasttricks.engine._callbacks import Callback, EarlyStop, FreezeAfter, KeepBest
 from fasttricks.engine._device import choose_device
 from fasttricks.engine._distributed import World, distributed
 from fasttricks.engine._evaluate import Evaluation, evaluate, predict
@@ -25,6 +25,7 @@ __all__ = [
     "FreezeAfter",
     "History",
     "JSONLines",
+    "KeepBest",
     "Lookahead",
     "Precision",
     "Progress",

@@ -11,16 +11,18 @@ They differ in when this happens, in the decay, and in what the model takes back
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 from typing_extensions import override
 
-from fasttricks._checks import check_fraction, check_integer, check_non_negative
+from fasttricks._checks import check_fraction, check_integer, check_non_negative, length_of
 from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._lists import by_dtype, copy_each
 from fasttricks.engine._precision import Precision
@@ -34,6 +36,11 @@ class _Average(Callback):
     """What the averages share: their copy of the model, its beginning, and its place in a fit."""
 
     def __init__(self, batches: Iterable[Batch] | None = None) -> None:
+        if length_of(batches) == 0:
+            raise ValueError(
+                "batches must hold at least one batch, got none; a loader with drop_last needs as "
+                "many images as a batch"
+            )
         self.batches = batches
         self.average: AveragedModel | None = None
         self._loaded: dict[str, Any] | None = None
@@ -57,12 +64,13 @@ class _Average(Callback):
         average = self._started().module
         if self.batches is not None:
             context = nullcontext() if precision is None else precision.forward_context()
-            device = next((p.device for p in model.parameters()), torch.device("cpu"))
-            frozen = _frozen_statistics(model, average)
+            # As in training: parts in evaluation mode are so here, and norms among them stay.
+            for own, other in zip(average.modules(), model.modules(), strict=True):
+                own.training = other.training or not model.training
             with preserve_training_state(nn.Identity(), [], self.batches), context:
-                update_bn(self.batches, average, device)
-            for tensor, value in frozen:
-                tensor.copy_(value)
+                _estimate_statistics(average, self.batches)
+            if not model.training:
+                average.eval()
         model.load_state_dict(average.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -131,7 +139,8 @@ class WeightAverage(_Average):
         average: torch's ``AveragedModel``, from ``start`` on.
 
     Raises:
-        ValueError: If ``decay`` or ``start_fraction`` is not between 0 and 1, or ``every`` under 1.
+        ValueError: If ``decay`` or ``start_fraction`` is not between 0 and 1, ``every`` under 1, or
+            ``batches`` empty.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -294,7 +303,7 @@ class StochasticWeightAverage(_Average):
         average: torch's ``AveragedModel``, from ``start`` on.
 
     Raises:
-        ValueError: If ``start_fraction`` is not between 0 and 1.
+        ValueError: If ``start_fraction`` is not between 0 and 1, or ``batches`` is empty.
 
     Reference:
         Izmailov et al. 2018, "Averaging weights leads to wider optima and better generalization"
@@ -349,10 +358,30 @@ def _lerp(averages: list[Tensor], values: list[Tensor], decay: float) -> None:
         average.copy_(average * decay + value * (1 - decay))
 
 
-def _frozen_statistics(model: nn.Module, average: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return the buffers of the average's norms that the model keeps frozen, and their values."""
-    if not model.training:
-        return []
-    own = zip(model.modules(), average.modules(), strict=True)
-    frozen = [other for one, other in own if not one.training]
-    return [(x, x.clone()) for module in frozen for x in module.buffers(recurse=False)]
+@torch.no_grad()
+def _estimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> None:
+    """Set the statistics of the batch norms in training mode to their means over the batches."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    started = False
+    try:
+        for images, _ in batches:
+            if not started:
+                started = True
+                for norm in norms:
+                    norm.reset_running_stats()
+                    norm.momentum = None  # every batch counts the same
+            model(images.to(device))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not started:
+        warnings.warn(
+            "batches must hold at least one batch when the average is handed over, got none; the "
+            "batch-norm statistics are averaged ones",
+            RuntimeWarning,
+            stacklevel=3,
+        )

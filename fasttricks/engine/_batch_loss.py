@@ -18,8 +18,13 @@ from fasttricks.engine._distributed import sum_over_processes, world_size
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def with_loss(model: nn.Module, loss: object) -> nn.Module:
+    """Return a module that holds the model and, if it is a module too, the loss."""
+    return nn.ModuleList([model, loss] if isinstance(loss, nn.Module) else [model])
+
+
 def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Tensor | float]:
-    """Return what a part's outputs and targets have in the loss of the batch, and the batch's size.
+    """Return a part's share in the loss of the batch, and what makes a mean of it.
 
     The shares of this process's parts add up to a number whose mean over the processes, as
     ``DistributedDataParallel`` takes it of the gradients, is the loss of the batch of all. A mean
@@ -33,11 +38,14 @@ def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Te
         parts: How many there are.
 
     Returns:
-        The function, and how many images a process has, on average.
+        The function of a part's outputs and targets, and a number: times that, and divided by the
+        part's images, the share is the mean over them.
     """
-    processes = world_size()
+    processes, is_sum = world_size(), getattr(loss, "reduction", "mean") == "sum"
     if processes == parts == 1:
-        return loss, len(targets)
+        return loss, 1 if is_sum else len(targets)
+    if is_sum:
+        return partial(_times, loss, processes), 1 / processes
     images: Tensor | float = len(targets)
     weight = _weight(loss, targets)
     if processes > 1:
@@ -45,8 +53,6 @@ def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Te
         sums = sum_over_processes([count, count if weight is None else weight])
         images, divisor = (one / processes for one in sums)
         weight = None if weight is None else divisor
-    if getattr(loss, "reduction", "mean") == "sum":
-        return partial(_times, loss, processes), images
     if weight is None:
         return partial(_by_images, loss, images), images
     return partial(_divided, with_reduction(loss, "sum"), weight), images

@@ -14,9 +14,8 @@ from fasttricks._checks import check_integer
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._inputs import check_batch, check_outputs
 from fasttricks.engine._memory import is_out_of_memory
-from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss, Trainer
-from fasttricks.engine._trial import synchronize, trial_trainer
+from fasttricks.engine._trial import synchronize, trial_trainer, without_trace
 
 # A speed within this share of the best is as good: timings vary by about as much, and of two
 # equally fast batches the smaller makes more updates an epoch.
@@ -106,7 +105,7 @@ def find_batch_size(
     if not len(check_batch(batch)[0]):
         raise ValueError("batch must hold at least one image, got an empty one")
     trainer = trial_trainer(model, optimizer, loss, precision)
-    with preserve_training_state(trainer.model, trainer.optimizers, precision=trainer.precision):
+    with without_trace(trainer):
         start_training(trainer.model)
         speeds, failed = _double(trainer, batch, min_batch_size, max_batch_size, steps)
         if refine and failed is not None and speeds:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.nn import Parameter
 from typing_extensions import override
 
 from fasttricks._checks import check_choice, check_integer, check_number
+from fasttricks.engine._precision import all_finite
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
@@ -86,50 +89,30 @@ class FreezeAfter(Callback):
                 parameter.requires_grad_(False)
 
 
-class EarlyStop(Callback):
-    """End the run once a figure of the history reaches a target.
+class _Watcher(Callback):
+    """What callbacks share that watch a column of the history."""
 
-    It sets ``trainer.stop = True`` after the epoch in which the target was reached. The model keeps
-    the weights that reached it: an average of weights is not handed over, and is found in its
-    callback's ``average.module``.
-
-    Args:
-        target: The figure to reach, such as 0.94.
-        metric: The history's column that is compared, "val_accuracy" by default.
-        mode: "max" if higher is better, "min" if lower is; by default "min" for a column whose name
-            ends in "loss", else "max".
-
-    Raises:
-        ValueError: If ``target`` is not finite or ``mode`` unknown; after the first epoch, if the
-            history has no such column, such as an accuracy where targets are no classes.
-
-    Example:
-        >>> stop_at_94_percent = EarlyStop(target=0.94)
-        >>> stop_at_94_percent.mode
-        'max'
-    """
-
-    def __init__(
-        self, *, target: float, metric: str = "val_accuracy", mode: str | None = None
-    ) -> None:
-        check_number("target", target)
+    def __init__(self, metric: str, mode: str | None) -> None:
         if mode is not None:
             check_choice("mode", mode, ("max", "min"))
-        self.target = target
         self.metric = metric
         self.mode = mode or ("min" if metric.endswith("loss") else "max")
 
-    @override
-    def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
-        """Stop if the target is reached."""
+    def _value(self, row: dict[str, Value]) -> float:
         if self.metric not in row:
             raise ValueError(
                 f"metric must be a column of the history, which has {', '.join(row)}, "
                 f"got metric={self.metric!r}{self._hint(row)}"
             )
-        value = row[self.metric]
-        if value >= self.target if self.mode == "max" else value <= self.target:
-            trainer.stop = True
+        return row[self.metric]
+
+    def _best(self, trainer: Trainer) -> int | None:
+        """Return the epoch of this fit, from 0, that was best, the first of equals; None of NaN."""
+        rows = trainer.history.rows[-trainer.epoch :] if trainer.epoch else []
+        values = [self._value(row) for row in rows]
+        known = [number for number, value in enumerate(values) if not math.isnan(value)]
+        best = max if self.mode == "max" else min
+        return best(known, key=values.__getitem__, default=None)
 
     def _hint(self, row: dict[str, Value]) -> str:
         """What to do about a column that is missing."""
@@ -138,3 +121,103 @@ class EarlyStop(Callback):
         if self.metric in ("accuracy", "val_accuracy"):
             return "; without classes as targets there is none: watch a loss, or a metric of yours"
         return ""
+
+
+class EarlyStop(_Watcher):
+    """End the run once a figure of the history reaches a target, or gets no better any more.
+
+    It sets ``trainer.stop = True`` after that epoch. The model keeps the weights of then: an
+    average of weights is not handed over, and is found in its callback's ``average.module``; those
+    of the best epoch are for ``KeepBest`` to keep. A resumed run stops where it had stopped.
+
+    Args:
+        target: The figure to reach, such as 0.94; none by default.
+        metric: The history's column that is compared, "val_accuracy" by default.
+        mode: "max" if higher is better, "min" if lower is; by default "min" for a column whose name
+            ends in "loss", else "max".
+        patience: Epochs without a new best, at least 1, after which to stop; as many as there are
+            by default.
+
+    Raises:
+        ValueError: If there is neither ``target`` nor ``patience``, or one is out of its range, or
+            ``mode`` unknown; after the first epoch, if the history has no such column, such as an
+            accuracy where targets are no classes.
+
+    Example:
+        >>> stop_at_94_percent = EarlyStop(target=0.94)
+        >>> stop_at_94_percent.mode
+        'max'
+    """
+
+    def __init__(
+        self,
+        *,
+        target: float | None = None,
+        metric: str = "val_accuracy",
+        mode: str | None = None,
+        patience: int | None = None,
+    ) -> None:
+        if target is None and patience is None:
+            raise ValueError("EarlyStop must have a target or a patience, got neither")
+        if target is not None:
+            check_number("target", target)
+        if patience is not None:
+            check_integer("patience", patience, minimum=1)
+        super().__init__(metric, mode)
+        self.target = target
+        self.patience = patience
+
+    @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Stop at once if the run is a resumed one that had been stopped."""
+        if trainer.epoch:
+            self.on_epoch_end(trainer, trainer.history.rows[-1])
+
+    @override
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
+        """Stop if the target is reached, or patience at its end."""
+        value = self._value(row)
+        if self.target is not None:
+            reached = value >= self.target if self.mode == "max" else value <= self.target
+            trainer.stop = trainer.stop or reached
+        if self.patience is not None:
+            best = self._best(trainer)
+            waited = trainer.epoch - (0 if best is None else best + 1)
+            trainer.stop = trainer.stop or waited >= self.patience
+
+
+class KeepBest(_Watcher):
+    """Keep a checkpoint of the epoch in which a figure of the history was best.
+
+    It is written by ``trainer.save`` after each epoch that is better than all before it in this
+    call of ``fit``, in the place of the one before; ``trainer.load(path)`` brings it back, and
+    ``fit(..., resume=path)`` goes on from it. Of weights that are not finite there is none.
+
+    Args:
+        path: The checkpoint's folder.
+        metric: The history's column that is compared, "val_accuracy" by default. Where it is of
+            test images, they have chosen the weights: keep by a held-out part.
+        mode: As for ``EarlyStop``.
+
+    Raises:
+        ValueError: If ``mode`` is unknown; after the first epoch, if the history has no such
+            column.
+
+    Example:
+        >>> keep = KeepBest("runs/first/best", metric="val_loss")
+        >>> keep.mode
+        'min'
+    """
+
+    def __init__(
+        self, path: Path | str, *, metric: str = "val_accuracy", mode: str | None = None
+    ) -> None:
+        super().__init__(metric, mode)
+        self.path = Path(path)
+
+    @override
+    def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
+        """Write a checkpoint if this epoch is the best."""
+        self._value(row)
+        if self._best(trainer) == trainer.epoch - 1 and all_finite(trainer.model):
+            trainer.save(self.path)

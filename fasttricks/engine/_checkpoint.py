@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._distributed import gather, rank, wait_for_all
 from fasttricks.engine._files import remove_folder, replacing_folder, write_json
 from fasttricks.engine._random import (
@@ -30,6 +31,7 @@ from fasttricks.engine._random import (
 from fasttricks.engine._tree import pack, unpack
 
 if TYPE_CHECKING:
+    from fasttricks.engine._callbacks import Callback
     from fasttricks.engine._trainer import Trainer
 
 _FORMAT = "fasttricks checkpoint 1"
@@ -44,7 +46,7 @@ _ENTRIES = (
 _SWITCHES = ("fused", "foreach", "capturable", "differentiable")
 # What a trainer counts; the first ones also outlast a fit.
 _COUNTS = ("step_count", "train_seconds", "nonfinite_steps")
-_FIT_COUNTS = ("epochs", "total_steps", "steps_per_epoch", "batches_done", "stop")
+_FIT_COUNTS = ("epochs", "total_steps", "steps_per_epoch", "batches_done")
 
 
 def save_checkpoint(trainer: Trainer, path: Path | str, *loaders: object) -> None:
@@ -55,18 +57,24 @@ def save_checkpoint(trainer: Trainer, path: Path | str, *loaders: object) -> Non
     Raises:
         ValueError: If an optimizer has a parameter of neither the model nor the loss, which nothing
             would keep.
+        TypeError: If a scheduler has no state to keep.
     """
-    check_parameters(trainer)
+    check_savable(trainer)
     states = gather(random_states())
     if rank() == 0:
         _write(trainer, Path(path), loaders, states)
     wait_for_all()
 
 
-def check_parameters(trainer: Trainer) -> None:
-    """Raise a ValueError if a parameter is trained that a checkpoint would not hold."""
-    owners = [one for one in (trainer.model, trainer.loss) if isinstance(one, nn.Module)]
-    kept = {parameter for owner in owners for parameter in owner.parameters()}
+def check_savable(trainer: Trainer) -> None:
+    """Raise if a checkpoint would not hold all that goes on: a parameter, a scheduler's place."""
+    for scheduler in trainer.schedulers:
+        if not (hasattr(scheduler, "state_dict") and hasattr(scheduler, "load_state_dict")):
+            raise TypeError(
+                "schedulers must have state_dict and load_state_dict where there are checkpoints, "
+                f"got {type(scheduler).__name__} without"
+            )
+    kept = set(with_loss(trainer.model, trainer.loss).parameters())
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -183,8 +191,8 @@ class Checkpoint:
             for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
                 _load_optimizer(optimizer, state)
             for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
-                if state is not None and hasattr(scheduler, "load_state_dict"):
-                    scheduler.load_state_dict(state)
+                if state is not None:
+                    scheduler.load_state_dict(state)  # type: ignore[attr-defined]
             trainer.precision.load_state_dict(self.state["precision"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise self._misfit(_STATE, str(error)) from error
@@ -200,6 +208,10 @@ class Checkpoint:
     def restore_fit(self, trainer: Trainer, *loaders: object) -> None:
         """Put back the place within the call of ``fit``, and the loaders'."""
         self._check_settings(trainer)
+        for kind, _, callback in self._callbacks(trainer):
+            if callback is None:
+                text = f"it keeps the state of a {kind}, which is not among the trainer's callbacks"
+                raise self._misfit(_STATE, text)
         counts = self.state["counts"]
         if counts["steps_per_epoch"] != trainer.steps_per_epoch:
             raise self._misfit(
@@ -207,9 +219,13 @@ class Checkpoint:
                 f"its epoch has {counts['steps_per_epoch']} batches, and train "
                 f"{trainer.steps_per_epoch}",
             )
-        trainer.batches_done, trainer.stop = counts["batches_done"], counts["stop"]
-        if trainer.batches_done % trainer.steps_per_epoch and not self.is_done(trainer):
+        trainer.batches_done = counts["batches_done"]
+        is_done = trainer.batches_done >= trainer.total_steps
+        if trainer.batches_done % trainer.steps_per_epoch and not is_done:
             raise self._misfit(_STATE, "it ends within an epoch, from where no run can go on")
+        if not (self.state["loaders"] or is_done):
+            text = "it was written outside of fit, without the place of a loader; use trainer.load"
+            raise self._misfit(_STATE, text)
         for number, (loader, place) in enumerate(zip(loaders, self.state["loaders"], strict=False)):
             try:  # the first is trained on; others only measure
                 restore_loader_place(loader, place, same=number == 0)
@@ -237,21 +253,27 @@ class Checkpoint:
                         )
 
     def restore_callbacks(self, trainer: Trainer) -> None:
-        """Put back the callbacks' states, of those that are of the same kind and place."""
-        for callback, (kind, state) in zip(
-            trainer.callbacks, self.state["callbacks"], strict=False
-        ):
-            if kind == type(callback).__name__ and state:
+        """Put back the callbacks' states, the n-th of a kind into the n-th."""
+        for _, state, callback in self._callbacks(trainer):
+            if callback is not None:
                 callback.load_state_dict(state)
+
+    def _callbacks(self, trainer: Trainer) -> list[tuple[str, Any, Callback | None]]:
+        """Return the kind of each callback that had a state, the state, and who is to take it."""
+        waiting = [(type(callback).__name__, callback) for callback in trainer.callbacks]
+        found = []
+        for kind, state in self.state["callbacks"]:
+            match = next((one for one in waiting if one[0] == kind), None)
+            if match is not None:
+                waiting.remove(match)
+            if state:
+                found.append((kind, state, None if match is None else match[1]))
+        return found
 
     def restore_random_states(self) -> None:
         """Put back this process's random states."""
         states = self.state["random"]
         restore_random_states(states[rank() % len(states)])
-
-    def is_done(self, trainer: Trainer) -> bool:
-        """Whether nothing of the run is left."""
-        return trainer.stop or trainer.batches_done >= trainer.total_steps
 
     def _misfit(self, file: str, reason: str) -> ValueError:
         return ValueError(f"{self.path / file} does not fit this trainer: {reason}")
@@ -382,8 +404,7 @@ class CheckpointFolder:
         """Write a checkpoint if it is time, and remove the oldest."""
         epoch = len(trainer.history)
         is_last = trainer.stop or trainer.batches_done >= trainer.total_steps
-        run_epoch = -(-trainer.batches_done // trainer.steps_per_epoch)
-        if run_epoch % self.every and not is_last:
+        if trainer.epoch % self.every and not is_last:
             return
         path = self.folder / f"epoch-{epoch:04d}"
         save_checkpoint(trainer, path, *loaders)

@@ -43,11 +43,11 @@ class Graphed:
     """A function of a batch, replayed from a CUDA graph.
 
     The first three batches of a kind are computed as usual, the next one is recorded. Another shape
-    or setting, a change of what is trained, and another number or tensor in an optimizer's groups
-    or state are recorded anew.
+    or setting, a change of what is trained or in training mode, and another number or tensor in an
+    optimizer's groups or state are recorded anew.
 
     Args:
-        model: Its parameters receive gradients.
+        model: All whose parameters receive gradients.
         device: A CUDA device.
         optimizers: Those whose update is part of the function; none if it only fills gradients.
 
@@ -98,6 +98,7 @@ class Graphed:
             *settings,
             *(images.shape, images.dtype, images.stride(), targets.shape, targets.dtype),
             tuple(parameter.requires_grad for parameter in self._model.parameters()),
+            tuple(module.training for module in self._model.modules()),
         )
         if key not in self._recordings:
             self._seen[key] += 1

@@ -114,6 +114,19 @@ def share_tensors(tensors: Sequence[Tensor]) -> None:
                 tensor.copy_(dense)
 
 
+def average_gradients(parameters: Sequence[nn.Parameter], *, but: nn.Module) -> None:
+    """Give every process the mean of all processes' gradients, but for those of a ``Replica``."""
+    if world_size() == 1:
+        return
+    averaged = set(but.parameters())
+    for parameter in parameters:
+        if parameter.requires_grad and parameter not in averaged:
+            if parameter.grad is None:  # the others' may have one
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
+
+
 class Replica:
     """The model as this process trains it: its gradients are summed over all processes.
 

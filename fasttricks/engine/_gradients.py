@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch
+from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch, with_loss
 from fasttricks.engine._cuda_graph import Counted, Graphed
-from fasttricks.engine._distributed import Replica, world_size
+from fasttricks.engine._distributed import Replica, average_gradients, world_size
 from fasttricks.engine._inputs import check_outputs
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image, records_graphs
@@ -54,14 +54,15 @@ class Gradients:
     ) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.select = select
+        self._all = with_loss(model, loss)
         updates = optimizers if cuda_graph == "step" else ()
-        self.graph = Graphed(model, device, updates) if cuda_graph else None
+        self.graph = Graphed(self._all, device, updates) if cuda_graph else None
         self._compile_records = records_graphs(compile, device)
         self._loss_per_image = loss_per_image(loss, select)
         wrap = compiler(compile)
         self._compiled = None if wrap is None else wrap(model)
         self._replica = Replica(model, wrap)
-        self._undo = Undo(model, device)
+        self._undo = Undo(self._all, device)
 
     @property
     def updates(self) -> bool:
@@ -82,7 +83,7 @@ class Gradients:
         asked = trainer.micro_batch_size
         # What an interrupted step left behind must not enter this one.
         clear_gradients(trainer.optimizers)
-        trainer.model.zero_grad(set_to_none=True)
+        self._all.zero_grad(set_to_none=True)
         # Of several processes, the others would wait for this one's gradients.
         may_halve = trainer.oom == "halve" and world_size() == 1 and not self._records
         if self._may_take_back(trainer) or may_halve:
@@ -138,8 +139,9 @@ class Gradients:
             return self._compute(trainer, images, targets)
         compute = self._compute_and_update if self.updates else self._compute
         clip = trainer.grad_clip if self.updates else None
-        settings = trainer.micro_batch_size, clip, trainer.model.training
-        return self.graph(partial(compute, trainer), images, targets, *settings)
+        return self.graph(
+            partial(compute, trainer), images, targets, trainer.micro_batch_size, clip
+        )
 
     def _hardest(
         self, trainer: Trainer, images: Tensor, targets: Tensor
@@ -171,9 +173,10 @@ class Gradients:
                 loss = share(outputs.float(), part_targets)
                 trainer.precision.backward(loss)
             losses.append(loss.detach())
-            # What is counted is a mean of the part's images.
-            whole = losses[-1] if share is trainer.loss else losses[-1] * (number / len(part))
-            counted.append((whole, outputs.detach(), part_targets))
+            factor = number / len(part)
+            mean = losses[-1] if isinstance(factor, float) and factor == 1 else losses[-1] * factor
+            counted.append((mean, outputs.detach(), part_targets))
+        average_gradients(list(self._all.parameters()), but=trainer.model)
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         return mean_over_processes(total), counted
 

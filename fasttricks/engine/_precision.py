@@ -30,6 +30,10 @@ class Precision:
         name: "auto" (default), "fp32", "bf16" or "fp16".
         device: The device of the model, "cpu" by default.
 
+    Attributes:
+        device_type: The kind of that device, such as "cuda".
+        skipped_steps: Updates left out so far, whose gradients overflowed.
+
     Raises:
         ValueError: If ``name`` is unknown, or fp16 is asked for on a device that is not CUDA.
 
@@ -47,7 +51,7 @@ class Precision:
                 f"precision must be 'bf16' or 'fp32' on device {device.type!r}, got "
                 "precision='fp16'; fp16 with gradient scaling needs a CUDA device"
             )
-        self._device_type = device.type
+        self.device_type = device.type
         self._scaler = torch.amp.GradScaler(device.type) if self.name == "fp16" else None
         self.skipped_steps = 0
 
@@ -56,7 +60,7 @@ class Precision:
         if self.name == "fp32":
             return nullcontext()
         dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
-        return torch.autocast(self._device_type, dtype=dtype)
+        return torch.autocast(self.device_type, dtype=dtype)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of ``loss``, a single number (scaled, for fp16)."""
@@ -104,6 +108,7 @@ def as_precision(precision: object, device: torch.device) -> Precision:
 
     Raises:
         TypeError: If it is neither.
+        ValueError: If it is one for another kind of device.
     """
     if isinstance(precision, str):
         return Precision(precision, device=device)
@@ -111,6 +116,11 @@ def as_precision(precision: object, device: torch.device) -> Precision:
         names = ", ".join(repr(name) for name in PRECISIONS)
         raise TypeError(
             f"precision must be one of {names} or a Precision, got precision={precision!r}"
+        )
+    if precision.name != "fp32" and precision.device_type != device.type:
+        raise ValueError(
+            f"precision must be made for the model's device, {device.type!r}, got one for "
+            f"{precision.device_type!r}; pass device= to Precision, or its name alone"
         )
     return precision
 

@@ -14,9 +14,8 @@ from fasttricks.data import DeviceLoader
 from fasttricks.engine._callbacks import FreezeAfter
 from fasttricks.engine._cuda_graph import WARMUP
 from fasttricks.engine._evaluate import start_training
-from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
-from fasttricks.engine._trial import synchronize, trial_trainer
+from fasttricks.engine._trial import synchronize, trial_trainer, without_trace
 from fasttricks.optim import Muon
 
 # A CUDA graph is recorded in the last of these; the first makes the optimizers' states, and counts
@@ -63,9 +62,7 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     start = time.perf_counter()
     trial = trial_trainer(trainer)
     freezes = [one for one in trainer.callbacks if isinstance(one, FreezeAfter)]
-    with preserve_training_state(
-        trial.model, trial.optimizers, loader, precision=trainer.precision
-    ):
+    with without_trace(trial, loader):
         start_training(trial.model)
         for batch, updates in _batches(loader):
             for update in updates:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._random import generators_of
 
@@ -27,19 +28,22 @@ def preserve_training_state(
     loader: object = None,
     *,
     precision: Precision | None = None,
+    loss: object = None,
 ) -> Iterator[None]:
     """Run a block of training and put everything back afterwards, byte for byte, errors included.
 
-    Kept are parameters, buffers, gradients, training flags and ``requires_grad``; the optimizers'
-    groups and state; the scale of fp16; the random states of torch (CPU and CUDA), Python, and
-    NumPy if it is loaded; and the loader's place: a ``DeviceLoader``'s epoch, or the generators of
-    a ``DataLoader`` and its sampler. Tensors are written in place: references to them stay good.
+    Kept are parameters, buffers, gradients, training flags and ``requires_grad``, of the model and
+    of a loss that is a module; the optimizers' parameters, groups and state; the scale of fp16; the
+    random states of torch (CPU and CUDA), Python, and NumPy if it is loaded; and the loader's
+    place: a ``DeviceLoader``'s epoch, or the generators of a ``DataLoader`` and its sampler.
+    Tensors are written in place: references to them stay good.
 
     Args:
         model: Its parameters, buffers and flags.
-        optimizers: Their groups and state.
+        optimizers: Their parameters, groups and state.
         loader: A ``DeviceLoader``, a ``DataLoader``, or anything that holds no place of its own.
         precision: Its scaler, if it has one.
+        loss: Its parameters, buffers and flags, if it is a module.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -52,7 +56,7 @@ def preserve_training_state(
         (True, True)
     """
     undo = [
-        *_keep_tensors(model),
+        _keep_tensors(with_loss(model, loss), optimizers),
         *(_keep_optimizer(optimizer) for optimizer in optimizers),
         *_keep_random_states(loader),
     ]
@@ -69,11 +73,13 @@ def preserve_training_state(
             restore()
 
 
-def _keep_tensors(model: nn.Module) -> list[Undo]:
-    values = [(t, t.detach().clone()) for t in chain(model.parameters(), model.buffers())]
+def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Undo:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = [parameter for group in groups for parameter in group["params"]]
+    parameters = list(dict.fromkeys([*model.parameters(), *trained]))
+    values = [(t, t.detach().clone()) for t in chain(parameters, model.buffers())]
     kept = [
-        (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone())
-        for p in model.parameters()
+        (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters
     ]
     modes = {module: module.training for module in model.modules()}
 
@@ -89,7 +95,7 @@ def _keep_tensors(model: nn.Module) -> list[Undo]:
         for module, mode in modes.items():
             module.training = mode
 
-    return [restore]
+    return restore
 
 
 def _keep_optimizer(optimizer: Optimizer) -> Undo:

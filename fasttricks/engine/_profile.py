@@ -16,9 +16,8 @@ from torch import Tensor
 from fasttricks._checks import check_integer
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._files import replacing
-from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Trainer
-from fasttricks.engine._trial import endless, synchronize, trial_trainer
+from fasttricks.engine._trial import endless, synchronize, trial_trainer, without_trace
 
 _PARTS = ("data", "forward", "backward", "optimizer", "other")
 
@@ -105,9 +104,7 @@ def profile_steps(
     trial = trial_trainer(trainer)
     # A replay has no parts, and nothing can be waited for within a recording.
     trial._gradients = trial._gradients.without_graph()
-    with preserve_training_state(
-        trial.model, trial.optimizers, loader, precision=trainer.precision
-    ):
+    with without_trace(trial, loader):
         start_training(trial.model)
         batches = endless(loader)
         laps, images = _Laps(trial.device), 0

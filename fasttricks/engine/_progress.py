@@ -67,7 +67,6 @@ class Progress(Callback):
             return
         self._refreshed = now
         done, totals = trainer.batches_done, trainer.totals
-        epoch = -(-done // trainer.steps_per_epoch)
         accuracy = totals.accuracy
         text = (
             f"step {done}/{trainer.total_steps}  loss {totals.loss:.4f}  "
@@ -75,14 +74,14 @@ class Progress(Callback):
             f"{totals.images / (now - self._epoch_start):,.0f} images/s  left {self._left(trainer)}"
         )
         self._bar.update(
-            0, completed=done, description=f"epoch {epoch}/{trainer.epochs:g}", text=text
+            0, completed=done, description=f"epoch {trainer.epoch}/{trainer.epochs:g}", text=text
         )
 
     @override
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """Write the epoch's line."""
         parts = [
-            f"epoch {min(row['epoch'], trainer.epochs):>4g}/{trainer.epochs:g}",
+            f"epoch {min(trainer.epoch, trainer.epochs):>4g}/{trainer.epochs:g}",
             f"step {trainer.batches_done}/{trainer.total_steps}",
             f"loss {row['loss']:.4f}",
         ]

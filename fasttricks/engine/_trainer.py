@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
@@ -23,11 +23,11 @@ from fasttricks._checks import (
     check_positive,
     length_of,
 )
-from fasttricks.engine._batch_loss import Loss
+from fasttricks.engine._batch_loss import Loss, with_loss
 from fasttricks.engine._callbacks import Callback
 from fasttricks.engine._checkpoint import (
     CheckpointFolder,
-    check_parameters,
+    check_savable,
     choose_resume,
     read_checkpoint,
     save_checkpoint,
@@ -37,6 +37,7 @@ from fasttricks.engine._cuda_graph import check_settings
 from fasttricks.engine._distributed import (
     check_shared,
     deal,
+    gather,
     rank,
     set_sampler_epoch,
     share_tensors,
@@ -48,6 +49,7 @@ from fasttricks.engine._history import History, Value
 from fasttricks.engine._inputs import (
     check_batch,
     check_loss,
+    inputs_of,
     optimizers_of,
     schedulers_of,
 )
@@ -135,7 +137,8 @@ class Trainer:
         total_steps: Batches of that whole ``fit``.
         batches_done: How many of them are done.
         nonfinite_steps: Updates left out for their numbers, with ``nonfinite="skip"``.
-        stop: Set it to end ``fit`` after the epoch.
+        stop: Set it, in any process, to end ``fit`` after the epoch. A checkpoint does not keep it:
+            a run that was stopped can be resumed.
         last_checkpoint: The folder of the last checkpoint that was written or loaded, or None.
 
     Raises:
@@ -250,6 +253,7 @@ class Trainer:
         self.epochs: float = 0
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
+        self._loaders: tuple[object, ...] = ()  # those of the fit that runs
         self.last_checkpoint: Path | None = None
         self.totals = self._new_totals()
 
@@ -257,6 +261,11 @@ class Trainer:
     def lr(self) -> float:
         """The next update's learning rate, of the first group of the first optimizer."""
         return float(self.optimizers[0].param_groups[0]["lr"])
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the ``fit`` that runs or ran last, from 1, that its last batch was of."""
+        return -(-self.batches_done // self.steps_per_epoch) if self.batches_done else 0
 
     @property
     def skipped_steps(self) -> int:
@@ -320,7 +329,8 @@ class Trainer:
         Args:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
                 ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
-                length there is a warning, and what is due at an epoch's end or the run's is done.
+                length there is a warning, and what is due at an epoch's end or the run's is done;
+                of more, with a warning too, the rest is left out.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -333,9 +343,11 @@ class Trainer:
         Raises:
             ValueError: If a number is out of its range, ``train`` or ``val`` is empty,
                 ``checkpoints`` holds those of another run, or a checkpoint is damaged, of another
-                model, of optimizers or schedules with other numbers, or of a ``DeviceLoader`` with
-                other images, batches or transforms.
-            TypeError: If ``train`` has no length, or yields anything but pairs of tensors.
+                model, of optimizers or schedules with other numbers, of callbacks that are missing
+                here, or of a ``DeviceLoader`` with other images, batches or transforms.
+            TypeError: If ``train`` has no length, or yields anything but pairs of tensors; if
+                ``val`` can be run through but once; if there are ``checkpoints``, and a scheduler
+                has no state to keep.
             FloatingPointError: If the loss is NaN or infinite.
         """
         check_positive("epochs", epochs)
@@ -349,21 +361,28 @@ class Trainer:
             raise ValueError("train must hold at least one batch, got an empty loader")
         if length_of(val) == 0:
             raise ValueError("val must hold at least one batch, got an empty one; pass None")
+        if isinstance(val, Iterator) and epochs > 1:
+            raise TypeError(
+                f"val must yield its batches anew each epoch, got {type(val).__name__}, which the "
+                "first one uses up; pass a list or loader"
+            )
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
-        self._warned_of_short_epoch = False
+        self._warned_of_length = False
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
         if store is not None:
-            check_parameters(self)
+            check_savable(self)
             store.start(resumed)
         if resumed is not None:
             resumed.check(self)
             resumed.restore_fit(self, train, val)
             resumed.restore(self)
-        share_tensors([*self.model.parameters(), *self.model.buffers()])
+        everything = with_loss(self.model, self.loss)
+        share_tensors([*everything.parameters(), *everything.buffers()])
+        self._loaders = train, val
         try:
             self._call("on_fit_start")
             if resumed is not None:
@@ -378,6 +397,7 @@ class Trainer:
                     store.epoch_ended(self, train, val)
         finally:
             self._call("on_fit_end")
+            self._loaders = ()
         return self.history
 
     def evaluate(
@@ -403,14 +423,14 @@ class Trainer:
             raise
 
     def predict(
-        self, batches: Iterable[Batch], *, tta: str = "none", tta_share: float = 1.0
+        self, batches: Iterable[Batch | Tensor], *, tta: str = "none", tta_share: float = 1.0
     ) -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
-        batches = map(self._to_device, deal(batches))
+        images = map(self._moved, map(inputs_of, deal(batches)))
         try:
             return predict(
                 self.model,
-                batches,
+                images,
                 tta=tta,
                 tta_share=tta_share,
                 precision=self.precision,
@@ -421,8 +441,15 @@ class Trainer:
             raise
 
     def save(self, path: Path | str) -> None:
-        """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all."""
-        save_checkpoint(self, path)
+        """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all.
+
+        One that a callback's ``on_epoch_end`` writes can be resumed by ``fit``.
+
+        Raises:
+            ValueError: If an optimizer trains a parameter of neither the model nor the loss.
+            TypeError: If a scheduler has no state to keep.
+        """
+        save_checkpoint(self, path, *self._loaders)
 
     def load(self, path: Path | str) -> None:
         """Put back what a checkpoint holds: model, optimizers, schedules, history, random states.
@@ -471,6 +498,9 @@ class Trainer:
         done, left = self.batches_done, self.total_steps - self.batches_done
         # A whole epoch is iterated to its end, where loaders move on to the next one.
         for batch in train if left >= self.steps_per_epoch else islice(train, left):
+            if self.batches_done - done == self.steps_per_epoch:
+                self._warn_of_length("more", "the rest is left out")
+                break
             self._call("on_step_start")
             rate = self.optimizers[0].param_groups[0]["lr"]
             # A rate on a GPU is read at the epoch's end: now it would make the host wait.
@@ -495,7 +525,7 @@ class Trainer:
     def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
         # The running statistics are each process's own since the last update began, and what is
         # measured and saved is one model.
-        share_tensors(list(self.model.buffers()))
+        share_tensors(list(with_loss(self.model, self.loss).buffers()))
         totals = self.totals
         row: dict[str, Value] = {
             "epoch": epoch,
@@ -520,22 +550,26 @@ class Trainer:
         self.history.append(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        self.stop = any(gather(self.stop))
         # A gradient may be NaN where the loss is not, and nothing could go on from such weights.
         if not all_finite(self.model):
             raise FloatingPointError(self.fault("the weights are no longer finite"))
 
     def _end_short_epoch(self, count: int, end: int) -> None:
         """Go to the place where the epoch was to end, with a warning the first time."""
-        if not self._warned_of_short_epoch:
-            self._warned_of_short_epoch = True
-            warnings.warn(
-                f"train has a length of {self.steps_per_epoch} batches and yielded {count} in an "
-                "epoch: schedules made for its length stop short; give it the length that it has",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        self._warn_of_length(str(count), "schedules made for its length stop short")
         self.batches_done = end
         self._call("on_short_epoch")
+
+    def _warn_of_length(self, count: str, what: str) -> None:
+        if not self._warned_of_length:
+            self._warned_of_length = True
+            warnings.warn(
+                f"train has a length of {self.steps_per_epoch} batches and yielded {count} in an "
+                f"epoch: {what}; give it the length that it has",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _new_totals(self) -> Totals:
         return Totals(self.device, self.metrics, ignored=getattr(self.loss, "ignore_index", None))
@@ -571,11 +605,12 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         images, targets = check_batch(batch)
+        return self._moved(images), self._moved(targets)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
         # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
         move = partial(torch.Tensor.to, device=self.device, non_blocking=self.device.type == "cuda")
-        if images.ndim == 4:
-            images = move(images, memory_format=self.memory_format)
-        return move(images), move(targets)
+        return move(tensor, memory_format=self.memory_format) if tensor.ndim == 4 else move(tensor)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._history import History
+from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._trainer import Batch, Loss, Trainer
 
 
@@ -21,7 +23,7 @@ def trial_trainer(
 ) -> Trainer:
     """Return a trainer of the same parts whose steps count, schedule and record nothing.
 
-    Weights, optimizers and precision are shared: run its steps in ``preserve_training_state``.
+    Weights, optimizers and precision are shared: run its steps in ``without_trace``.
 
     Raises:
         TypeError: If a module comes without an optimizer, or a ``Trainer`` with one.
@@ -38,6 +40,13 @@ def trial_trainer(
     # Not channels_last, which would lay the module's weights out anew for good.
     return Trainer(
         model, optimizer, loss=loss, precision=precision, channels_last=False, progress=False
+    )
+
+
+def without_trace(trial: Trainer, loader: object = None) -> AbstractContextManager[None]:
+    """Return the context in which a trial's steps, on batches of ``loader``, leave no trace."""
+    return preserve_training_state(
+        trial.model, trial.optimizers, loader, precision=trial.precision, loss=trial.loss
     )
 
 

@@ -112,6 +112,44 @@ def weighted_and_looking_ahead(world, folder):
     return trainer
 
 
+class Heated(nn.Module):
+    """A loss with a parameter, which starts from another number in each process."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.heat = nn.Parameter(torch.tensor(float(start)))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
+
+
+def learned_loss(world, folder):
+    model, loss = make_model(), Heated(world.rank)
+    sgd = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05, momentum=0.9)
+    trainer = make_trainer(model, sgd, loss=loss, micro_batch_size=3)
+    trainer.fit(make_loader(world), 3, val=make_val())
+    return trainer
+
+
+class Preempted(ft.Callback):
+    """Stops one process, as a signal or a time limit would."""
+
+    def __init__(self, world):
+        self.is_last = world.rank == world.size - 1
+
+    def on_epoch_end(self, trainer, row):
+        trainer.stop = self.is_last and row["epoch"] == 2
+
+
+def stopped(world, folder):
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    trainer = make_trainer(model, sgd, callbacks=[Preempted(world)])
+    trainer.fit(make_loader(world), 3)
+    assert len(trainer.history) == 2
+    return trainer
+
+
 def normed(world, folder):
     """Batch norm, whose statistics are each process's own between two updates."""
     model = make_model()
@@ -159,7 +197,7 @@ def faults(world):
 
 
 CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
-CASES += [weighted_and_looking_ahead, normed]
+CASES += [weighted_and_looking_ahead, normed, learned_loss, stopped]
 
 
 def run(world, folder):
@@ -167,6 +205,7 @@ def run(world, folder):
         trainer = case(world, folder)
         name = f"{case.__name__}-{world.rank}"
         weights = {k: v.contiguous() for k, v in trainer.model.state_dict().items()}
+        weights |= {f"loss.{k}": v for k, v in trainer.loss.state_dict().items()}
         weights["logits"] = trainer.predict(make_val())
         for wide in getattr(trainer.model, "wide", []):
             weights["beside"] = wide[:, 1].clone()

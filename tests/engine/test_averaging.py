@@ -254,6 +254,42 @@ def test_a_frozen_norm_keeps_its_statistics(make):
     assert model[1].num_batches_tracked == 0
 
 
+@pytest.mark.parametrize(
+    "make", [StochasticWeightAverage, lambda batches: WeightAverage(decay=0.5, batches=batches)]
+)
+def test_statistics_are_those_of_what_frozen_norms_let_through(make):
+    torch.manual_seed(0)
+    model, batches = make_model(), make_batches()
+    model.insert(2, nn.BatchNorm2d(4))
+    model[1].eval()
+    model[1].running_mean.fill_(3.0)
+    make_trainer(model, make(batches)).fit(batches, epochs=2)
+    with torch.no_grad():
+        shown = [model[1](model[0](images)) for images, _ in batches]
+    means = torch.stack([one.mean((0, 2, 3)) for one in shown])
+    variances = torch.stack([one.var((0, 2, 3)) for one in shown])
+    torch.testing.assert_close(model[2].running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model[2].running_var, variances.mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make", [StochasticWeightAverage, lambda batches: WeightAverage(decay=0.5, batches=batches)]
+)
+def test_an_average_without_batches_for_its_statistics_is_refused(make):
+    with pytest.raises(ValueError, match="batches must hold at least one batch, got none"):
+        make([])
+
+
+def test_batches_that_are_used_up_leave_the_averaged_statistics():
+    expected, model = make_model(), make_model()
+    make_trainer(expected, WeightAverage(decay=0.5)).fit(make_batches(), epochs=2)
+    trainer = make_trainer(model, WeightAverage(decay=0.5, batches=iter([])))
+    with pytest.warns(RuntimeWarning, match="the batch-norm statistics are averaged ones"):
+        trainer.fit(make_batches(), epochs=2)
+    for name, value in floats(expected).items():
+        assert torch.equal(floats(model)[name], value)
+
+
 class Marked(nn.Module):
     """Has buffers that no mean may touch: indices, a mask of infinities, a count."""
 
@@ -486,7 +522,7 @@ def test_numbers_out_of_range_are_named(make, message):
         make()
 
 
-# Loaders that yield less than their length -----------------------------------------------------
+# Loaders that yield less than their length, or more ---------------------------------------------
 
 
 class Short(list):
@@ -546,3 +582,23 @@ def test_a_run_of_short_epochs_goes_on_from_its_checkpoint(tmp_path):
             trainer.fit(batches, epochs, checkpoints=tmp_path, resume=epochs > 1)
     assert trainer.step_count == 9
     assert trainer.history["step"] == [3, 6, 9]
+
+
+class Long(list):
+    """Two batches less in its length than it yields."""
+
+    def __len__(self):
+        return super().__len__() - 2
+
+
+@pytest.mark.parametrize("make", [lambda: WeightAverage(decay=0.5), lambda: Lookahead(every=2)])
+def test_of_batches_beyond_the_length_none_is_trained_on(make):
+    expected, model = make_model(), make_model()
+    make_trainer(expected, make()).fit(make_batches(5)[:3], 3)
+    trainer = make_trainer(model, make())
+    with pytest.warns(RuntimeWarning, match="3 batches and yielded more in an epoch") as caught:
+        trainer.fit(Long(make_batches(5)), 3)
+    assert len(caught) == 1
+    assert [row["step"] for row in trainer.history.rows] == [3, 6, 9]
+    for name, value in floats(expected).items():
+        assert torch.equal(floats(model)[name], value)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks.engine import Callback, EarlyStop, JSONLines, TensorBoard, Trainer
+from fasttricks.engine import Callback, EarlyStop, JSONLines, KeepBest, TensorBoard, Trainer
 
 ROWS = [
     {"epoch": 1, "step": 4, "loss": 2.0, "val_accuracy": 0.5},
@@ -72,6 +72,8 @@ def test_early_stop_says_that_without_classes_there_is_no_accuracy():
     [
         ({"target": math.nan}, "target must be finite, got target=nan"),
         ({"target": 0.9, "mode": "up"}, "mode must be one of 'max', 'min', got mode='up'"),
+        ({}, "EarlyStop must have a target or a patience, got neither"),
+        ({"patience": 0}, "patience must be at least 1, got patience=0"),
     ],
 )
 def test_early_stop_refuses_bad_arguments(options, message):
@@ -88,6 +90,64 @@ def fit(*callbacks, epochs=2, trainer=None):
     batches = [(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 0, 1]))]
     trainer.fit(batches, epochs=epochs)
     return trainer
+
+
+class Figures(Callback):
+    """Puts figures into the history's rows, one an epoch."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def on_epoch_end(self, trainer, row):
+        row["figure"] = self.values[row["epoch"] - 1]
+        trainer.history.rows[-1]["figure"] = row["figure"]
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "epochs"),
+    [
+        ({"patience": 1}, (1, 2, 2, 3), 3),
+        ({"patience": 2}, (1, 3, 2, 2, 9), 4),
+        ({"patience": 2}, (1, 2, 3, 4), 4),
+        ({"patience": 2, "mode": "min"}, (1, 2, 3, 4), 3),
+        ({"patience": 2}, (math.nan, math.nan, 1, 1), 2),
+        ({"patience": 2}, (math.nan, 1, math.nan, math.nan), 4),
+        ({"patience": 3, "target": 2.5}, (1, 2, 3, 4), 3),
+    ],
+)
+def test_patience_ends_after_epochs_without_a_new_best(options, values, epochs):
+    stop = EarlyStop(metric="figure", **options)
+    assert len(fit(Figures(*values), stop, epochs=len(values)).history) == epochs
+
+
+def test_patience_counts_the_epochs_of_its_own_fit():
+    trainer = fit(Figures(9, 1, 2, 2, 2, 5), EarlyStop(metric="figure", patience=2), epochs=1)
+    assert len(fit(trainer=trainer, epochs=5).history) == 5
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 3), ("min", 2), (None, 3)])
+def test_the_best_epochs_checkpoint_is_kept(tmp_path, mode, best):
+    kept = {}
+
+    class Weights(Callback):
+        def on_epoch_end(self, trainer, row):
+            kept[row["epoch"]] = trainer.model[1].weight.detach().clone()
+
+    keep = KeepBest(tmp_path / "best", metric="figure", mode=mode)
+    trainer = fit(Figures(2, 1, math.nan if mode == "min" else 3, 3), Weights(), keep, epochs=4)
+    trainer.load(tmp_path / "best")
+    assert len(trainer.history) == best
+    assert torch.equal(trainer.model[1].weight, kept[best])
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    class Break(Callback):
+        def on_epoch_end(self, trainer, row):
+            torch.nn.init.constant_(trainer.model[1].weight, math.inf)
+
+    with pytest.raises(FloatingPointError, match="weights are no longer finite"):
+        fit(Figures(1), Break(), KeepBest(tmp_path / "best", metric="figure"))
+    assert not (tmp_path / "best").exists()
 
 
 # JSON lines --------------------------------------------------------------------------------------

@@ -293,16 +293,96 @@ def test_they_come_every_so_many_epochs_and_the_last_stay(tmp_path, every, keep,
     assert trainer.last_checkpoint == tmp_path / "new" / "run" / "epoch-0005"
 
 
-def test_a_stopped_run_has_a_last_one_and_stays_stopped(tmp_path):
+def straight_run():
+    """Everything of a run of four epochs, after which all begins as before it."""
+    trainer = make_trainer()
+    trainer.fit(make_loader(), 4)
+    found = everything(trainer)
+    reseed()
+    return found
+
+
+def test_a_stopped_run_has_a_last_one_and_can_go_on(tmp_path):
     class Stop(Callback):
         def on_epoch_end(self, trainer, row):
             trainer.stop = row["epoch"] == 2
 
-    trainer = make_trainer(callbacks=[Stop()])
+    expected = straight_run()
+    trainer = make_trainer(callbacks=[Stop(), Drift()])
     assert len(trainer.fit(make_loader(), 4, checkpoints=tmp_path, every=3)) == 2
     assert names(tmp_path) == ["epoch-0002"]
-    again = make_trainer(callbacks=[Stop()])
-    assert len(again.fit(make_loader(), 4, checkpoints=tmp_path, resume=True)) == 2
+    resumed = make_trainer()
+    assert len(resumed.fit(make_loader(), 4, checkpoints=tmp_path, resume=True)) == 4
+    assert_equal(everything(resumed), expected)
+
+
+@pytest.mark.parametrize("options", [{"target": 1e9}, {"patience": 1}])
+def test_a_run_that_early_stop_ended_stays_ended(tmp_path, options):
+    def make():
+        return make_trainer(callbacks=[ft.EarlyStop(metric="step", mode="min", **options)])
+
+    done = len(make().fit(make_loader(), 4, checkpoints=tmp_path))
+    assert done == (1 if "target" in options else 2)
+    assert len(make().fit(make_loader(), 4, checkpoints=tmp_path, resume=True)) == done
+
+
+def test_a_checkpoint_that_a_callback_wrote_goes_on_with_the_loaders_place(tmp_path):
+    class Save(Callback):
+        def on_epoch_end(self, trainer, row):
+            if row["epoch"] == 2:
+                trainer.save(tmp_path / "second")
+
+    expected = straight_run()
+    make_trainer(callbacks=[Drift(), Save()]).fit(make_loader(), 4)
+    resumed = make_trainer()
+    resumed.fit(make_loader(), 4, resume=tmp_path / "second")
+    assert_equal(everything(resumed), expected)
+
+
+def test_one_without_the_place_of_a_loader_is_refused(tmp_path):
+    class Stop(Callback):
+        def on_epoch_end(self, trainer, row):
+            trainer.stop = True
+
+    trainer = make_trainer(callbacks=[Drift(), Stop()])
+    trainer.fit(make_loader(), 4)
+    trainer.save(tmp_path / "c")
+    with pytest.raises(ValueError, match="written outside of fit, without the place of a loader"):
+        make_trainer().fit(make_loader(), 4, resume=tmp_path / "c")
+
+
+def test_callbacks_take_their_states_wherever_they_stand(tmp_path):
+    class Other(Callback):
+        pass
+
+    interrupted_and_resumed(tmp_path, 2)
+    drift = Drift()
+    trainer = make_trainer(callbacks=[Other(), drift])
+    trainer.load(tmp_path)
+    assert drift.total > 0
+    with pytest.raises(ValueError, match="state of a Drift, which is not among the trainer's"):
+        make_trainer(callbacks=[Other()]).fit(
+            make_loader(), EPOCHS, checkpoints=tmp_path, resume=True
+        )
+
+
+class Steps:
+    """A scheduler without a state."""
+
+    def step(self):
+        pass
+
+
+def test_a_scheduler_without_a_state_is_refused_where_there_are_checkpoints(tmp_path):
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, sgd, schedulers=[Steps()], precision="fp32", progress=False)
+    message = "schedulers must have state_dict and load_state_dict where .* got Steps without"
+    with pytest.raises(TypeError, match=message):
+        trainer.fit(make_loader(), 4, checkpoints=tmp_path)
+    with pytest.raises(TypeError, match=message):
+        trainer.save(tmp_path / "c")
+    assert not names(tmp_path)
 
 
 def test_the_files_are_safetensors_and_json_with_the_weights_under_their_names(tmp_path):

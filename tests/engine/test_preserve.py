@@ -173,3 +173,36 @@ def test_an_error_in_the_block_leaves_no_trace_and_is_passed_on():
     with pytest.raises(RuntimeError, match="broken"):
         fail()
     assert_equal(before, everything(model, optimizer))
+
+
+class Heated(nn.Module):
+    """A loss with a parameter and a count of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.heat = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        lambda trainer, batches: ft.lr_range_test(trainer, loader=batches, num_steps=20),
+        lambda trainer, batches: ft.find_batch_size(trainer, batches[0], max_batch_size=16),
+        lambda trainer, batches: ft.profile_steps(trainer, batches, steps=1, warmup=0),
+        lambda trainer, batches: ft.precompile(trainer, batches),
+    ],
+    ids=["range test", "batch size", "profile", "precompile"],
+)
+def test_trials_leave_no_trace_on_a_loss_that_is_trained(trial):
+    model, loss = make_model(), Heated()
+    trained = [*model.parameters(), *loss.parameters()]
+    sgd = torch.optim.SGD(trained, lr=0.1, momentum=0.9)
+    trainer = ft.Trainer(model, sgd, loss=loss, precision="fp32", progress=False)
+    trial(trainer, [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))] * 2)
+    assert loss.heat.item() == loss.calls.item() == 0
+    assert loss.heat.grad is None

@@ -88,6 +88,18 @@ def test_a_resumed_run_judges_what_is_left_by_its_own_speed(monkeypatch, tmp_pat
     assert times_left(resume=tmp_path / "epoch-0002")[-2:] == ["3:00", "0:00"]
 
 
+def test_a_second_fit_counts_its_own_epochs():
+    stream = io.StringIO()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"precision": "fp32", "progress": False, "callbacks": [Progress(stream)]}
+    trainer = Trainer(model, optimizer, **options)
+    for _ in range(2):
+        trainer.fit([(torch.randn(4, 3, 2, 2), torch.tensor([0, 1, 2, 0]))] * 3, 1.5)
+    found = re.findall(r"epoch +(\S+)", stream.getvalue())
+    assert found == ["1/1.5", "1.5/1.5"] * 2
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (36000, "10:00:00")]
 )

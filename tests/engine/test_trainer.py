@@ -21,6 +21,7 @@ from fasttricks.engine import (
     WeightAverage,
     find_batch_size,
     precompile,
+    predict,
     profile_steps,
 )
 from fasttricks.lr_range_test import lr_range_test
@@ -228,6 +229,33 @@ def test_soft_targets_count_by_their_largest_class():
 def test_a_precision_object_is_taken_as_it_is():
     model, precision = make_model(), Precision("bf16")
     assert quiet(model, sgd(model), precision=precision).precision is precision
+
+
+def test_a_precision_for_another_device_is_refused():
+    model = make_model()
+    precision = Precision("bf16", device="cuda")
+    message = "precision must be made for the model's device, 'cpu', got one for 'cuda'"
+    with pytest.raises(ValueError, match=message):
+        quiet(model, sgd(model), precision=precision)
+    fp32 = Precision("fp32", device="cuda")  # the same everywhere
+    assert quiet(model, sgd(model), precision=fp32).precision is fp32
+
+
+def test_batches_that_are_used_up_are_no_val_of_several_epochs():
+    model, batches = make_model(), make_batches(2)
+    trainer = quiet(model, sgd(model))
+    with pytest.raises(TypeError, match="val must yield its batches anew each .* got generator"):
+        trainer.fit(batches, 2, val=(batch for batch in batches))
+    assert not trainer.history.rows
+    assert "val_loss" in trainer.fit(batches, 1, val=iter(batches)).rows[0]
+
+
+def test_images_are_predicted_without_targets():
+    model, batches = make_model(), make_batches(2)
+    trainer = quiet(model, sgd(model))
+    images = [images for images, _ in batches]
+    assert torch.equal(trainer.predict(images), trainer.predict(batches))
+    assert torch.equal(predict(model, images), predict(model, batches))
 
 
 def test_a_loader_that_runs_dry_is_named():
