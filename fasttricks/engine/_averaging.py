@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from fasttricks._checks import check_fraction, check_integer, check_non_negative, length_of
 from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._inputs import inputs_of
 from fasttricks.engine._lists import by_dtype, copy_each
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._preserve import preserve_training_state
@@ -368,7 +369,7 @@ def _estimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     started = False
     try:
-        for images, _ in batches:
+        for images in map(inputs_of, batches):
             if not started:
                 started = True
                 for norm in norms:

@@ -11,6 +11,8 @@ from torch.nn import Parameter
 from typing_extensions import override
 
 from fasttricks._checks import check_choice, check_integer, check_number
+from fasttricks.engine._checkpoint import check_savable
+from fasttricks.engine._distributed import gather
 from fasttricks.engine._precision import all_finite
 
 if TYPE_CHECKING:
@@ -109,7 +111,7 @@ class _Watcher(Callback):
     def _best(self, trainer: Trainer) -> int | None:
         """Return the epoch of this fit, from 0, that was best, the first of equals; None of NaN."""
         rows = trainer.history.rows[-trainer.epoch :] if trainer.epoch else []
-        values = [self._value(row) for row in rows]
+        values = [row.get(self.metric, math.nan) for row in rows]  # a resumed run's may lack it
         known = [number for number, value in enumerate(values) if not math.isnan(value)]
         best = max if self.mode == "max" else min
         return best(known, key=values.__getitem__, default=None)
@@ -170,7 +172,7 @@ class EarlyStop(_Watcher):
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Stop at once if the run is a resumed one that had been stopped."""
-        if trainer.epoch:
+        if trainer.epoch and self.metric in trainer.history.rows[-1]:
             self.on_epoch_end(trainer, trainer.history.rows[-1])
 
     @override
@@ -191,7 +193,9 @@ class KeepBest(_Watcher):
 
     It is written by ``trainer.save`` after each epoch that is better than all before it in this
     call of ``fit``, in the place of the one before; ``trainer.load(path)`` brings it back, and
-    ``fit(..., resume=path)`` goes on from it. Of weights that are not finite there is none.
+    ``fit(..., resume=path)`` goes on from it. Of weights that are not finite there is none. Put it
+    last among the callbacks, so that it keeps the states of all; of several processes each needs
+    one, and the first decides.
 
     Args:
         path: The checkpoint's folder.
@@ -200,8 +204,9 @@ class KeepBest(_Watcher):
         mode: As for ``EarlyStop``.
 
     Raises:
-        ValueError: If ``mode`` is unknown; after the first epoch, if the history has no such
-            column.
+        ValueError: If ``mode`` is unknown; when a fit starts, if no checkpoint could be written;
+            after the first epoch, if the history has no such column.
+        TypeError: When a fit starts, if a scheduler has no state to keep.
 
     Example:
         >>> keep = KeepBest("runs/first/best", metric="val_loss")
@@ -216,8 +221,14 @@ class KeepBest(_Watcher):
         self.path = Path(path)
 
     @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Refuse what could not be written."""
+        check_savable(trainer)
+
+    @override
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
         """Write a checkpoint if this epoch is the best."""
         self._value(row)
-        if self._best(trainer) == trainer.epoch - 1 and all_finite(trainer.model):
+        is_best = self._best(trainer) == trainer.epoch - 1
+        if gather(is_best and all_finite(trainer.model))[0]:
             trainer.save(self.path)

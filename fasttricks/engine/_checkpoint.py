@@ -22,6 +22,7 @@ from fasttricks._checks import check_integer
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._distributed import gather, rank, wait_for_all
 from fasttricks.engine._files import remove_folder, replacing_folder, write_json
+from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._random import (
     loader_place,
     random_states,
@@ -75,15 +76,13 @@ def check_savable(trainer: Trainer) -> None:
                 f"got {type(scheduler).__name__} without"
             )
     kept = set(with_loss(trainer.model, trainer.loss).parameters())
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter not in kept:
-                    raise ValueError(
-                        "optimizer must train parameters of the model or of the loss where there "
-                        f"are checkpoints, got another one of shape {tuple(parameter.shape)}; make "
-                        "it a parameter of either"
-                    )
+    for parameter in parameters_of(trainer.optimizers):
+        if parameter not in kept:
+            raise ValueError(
+                "optimizer must train parameters of the model or of the loss where there are "
+                f"checkpoints, got another one of shape {tuple(parameter.shape)}; make it a "
+                "parameter of either"
+            )
 
 
 def _write(
@@ -209,7 +208,7 @@ class Checkpoint:
         """Put back the place within the call of ``fit``, and the loaders'."""
         self._check_settings(trainer)
         for kind, _, callback in self._callbacks(trainer):
-            if callback is None:
+            if callback is None and rank() == 0:  # who may have loggers that the others lack
                 text = f"it keeps the state of a {kind}, which is not among the trainer's callbacks"
                 raise self._misfit(_STATE, text)
         counts = self.state["counts"]
@@ -403,7 +402,7 @@ class CheckpointFolder:
     def epoch_ended(self, trainer: Trainer, *loaders: object) -> None:
         """Write a checkpoint if it is time, and remove the oldest."""
         epoch = len(trainer.history)
-        is_last = trainer.stop or trainer.batches_done >= trainer.total_steps
+        is_last = trainer._stops or trainer.batches_done >= trainer.total_steps
         if trainer.epoch % self.every and not is_last:
             return
         path = self.folder / f"epoch-{epoch:04d}"

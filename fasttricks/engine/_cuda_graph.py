@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fasttricks.engine._lists import parameters_of
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 
@@ -47,22 +48,30 @@ class Graphed:
     optimizer's groups or state are recorded anew.
 
     Args:
-        model: All whose parameters receive gradients.
+        model: Its parameters receive gradients.
         device: A CUDA device.
-        optimizers: Those whose update is part of the function; none if it only fills gradients.
+        optimizers: Theirs do too.
+        updates: Whether the optimizers' update is part of the function, which else only fills
+            gradients.
 
     Raises:
         ValueError: If the device is another, or the update of an optimizer cannot be recorded.
     """
 
     def __init__(
-        self, model: nn.Module, device: torch.device, optimizers: Sequence[Optimizer] = ()
+        self,
+        model: nn.Module,
+        device: torch.device,
+        optimizers: Sequence[Optimizer] = (),
+        *,
+        updates: bool = False,
     ) -> None:
         _check_device(device)
         self._model = model
         self._device = device
-        self._optimizers = optimizers
-        check_optimizers(optimizers)
+        self._optimizers = optimizers if updates else ()
+        check_optimizers(self._optimizers)
+        self._filled = optimizers
         self._rates: dict[tuple[int, int], Tensor] = {}
         self._make_capturable()
         self._stream: Any = None
@@ -142,8 +151,8 @@ class Graphed:
             raise
         self._pool = graph.pool()
         # After the update nobody needs them.
-        parameters = [] if self.updates else self._model.parameters()
-        gradients = [(parameter, parameter.grad) for parameter in parameters]
+        filled = [*self._model.parameters(), *parameters_of(self._filled)]
+        gradients = [] if self.updates else [(parameter, parameter.grad) for parameter in filled]
         return _Recording(graph, images, targets, result, gradients)
 
     def _forget_if_stale(self) -> None:

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction
 from fasttricks.engine._distributed import collect, world_size
-from fasttricks.engine._inputs import check_batch, check_loss, check_mean, check_outputs, inputs_of
+from fasttricks.engine._inputs import (
+    check_batch,
+    check_batches,
+    check_loss,
+    check_mean,
+    check_outputs,
+    inputs_of,
+)
 from fasttricks.engine._precision import Precision, as_precision
 from fasttricks.engine._totals import Metric, count_hits, holds_labels, holds_soft_labels
 
@@ -85,6 +92,7 @@ def predict(
         images in all of them as in Hiverge's recipe (2025).
     """
     views, precision = _Views(tta, tta_share), as_precision(precision, _device_of(model))
+    check_batches(batches)
     logits = []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
     with _evaluation_mode(model), torch.no_grad():

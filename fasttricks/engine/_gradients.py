@@ -20,6 +20,7 @@ from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_ba
 from fasttricks.engine._cuda_graph import Counted, Graphed
 from fasttricks.engine._distributed import Replica, average_gradients, world_size
 from fasttricks.engine._inputs import check_outputs
+from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._memory import Undo, is_out_of_memory
 from fasttricks.engine._speed import compiler, hardest, loss_per_image, records_graphs
 
@@ -55,8 +56,8 @@ class Gradients:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.select = select
         self._all = with_loss(model, loss)
-        updates = optimizers if cuda_graph == "step" else ()
-        self.graph = Graphed(self._all, device, updates) if cuda_graph else None
+        updates = cuda_graph == "step"
+        self.graph = Graphed(self._all, device, optimizers, updates=updates) if cuda_graph else None
         self._compile_records = records_graphs(compile, device)
         self._loss_per_image = loss_per_image(loss, select)
         wrap = compiler(compile)
@@ -176,7 +177,7 @@ class Gradients:
             factor = number / len(part)
             mean = losses[-1] if isinstance(factor, float) and factor == 1 else losses[-1] * factor
             counted.append((mean, outputs.detach(), part_targets))
-        average_gradients(list(self._all.parameters()), but=trainer.model)
+        average_gradients(parameters_of(trainer.optimizers), but=trainer.model)
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         return mean_over_processes(total), counted
 
@@ -196,10 +197,8 @@ class Gradients:
 
 def clear_gradients(optimizers: Sequence[Optimizer]) -> None:
     """Free the gradients of all parameters."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+    for parameter in parameters_of(optimizers):
+        parameter.grad = None
 
 
 def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> list[Batch]:

@@ -24,6 +24,15 @@ def check_batch(batch: Any) -> tuple[Tensor, Tensor]:
     )
 
 
+def check_batches(batches: object) -> None:
+    """Raise a TypeError for one tensor in the place of batches, whose images would be batches."""
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"batches must be an iterable of batches, got one tensor of shape "
+            f"{list(batches.shape)}; put it into a list"
+        )
+
+
 def inputs_of(batch: Any) -> Tensor:
     """Return a batch's inputs, which may come without targets."""
     return batch if isinstance(batch, Tensor) else check_batch(batch)[0]

@@ -1,11 +1,12 @@
-"""Lists of tensors, parted by dtype: torch's operations on lists are quick on those of one kind."""
+"""Lists of tensors: parted by dtype, as torch is quick on lists of one kind; an optimizer's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 
 def by_dtype(
@@ -30,3 +31,9 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
     for own, others in by_dtype(targets, sources):
         torch._foreach_copy_(own, others)
+
+
+def parameters_of(optimizers: Iterable[Optimizer]) -> list[nn.Parameter]:
+    """Return what optimizers train, each once."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return list(dict.fromkeys(parameter for group in groups for parameter in group["params"]))

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fasttricks._checks import check_choice
 from fasttricks._hardware import multiplies_bf16
 from fasttricks.engine._inputs import check_mean
+from fasttricks.engine._lists import parameters_of
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -127,14 +128,12 @@ def as_precision(precision: object, device: torch.device) -> Precision:
 
 def _clip(optimizers: Sequence[Optimizer], max_norm: float | None) -> None:
     if max_norm is not None:
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        clip_grad_norm_([p for group in groups for p in group["params"]], max_norm)
+        clip_grad_norm_(parameters_of(optimizers), max_norm)
 
 
 def gradients_are_finite(optimizers: Sequence[Optimizer]) -> bool:
     """Whether no gradient holds a NaN or an infinity."""
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in parameters_of(optimizers) if p.grad is not None]
     return not gradients or bool(torch.stack([g.isfinite().all() for g in gradients]).all())
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._batch_loss import with_loss
+from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._precision import Precision
 from fasttricks.engine._random import generators_of
 
@@ -74,9 +75,7 @@ def preserve_training_state(
 
 
 def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Undo:
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    trained = [parameter for group in groups for parameter in group["params"]]
-    parameters = list(dict.fromkeys([*model.parameters(), *trained]))
+    parameters = list(dict.fromkeys([*model.parameters(), *parameters_of(optimizers)]))
     values = [(t, t.detach().clone()) for t in chain(parameters, model.buffers())]
     kept = [
         (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters

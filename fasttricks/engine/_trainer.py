@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -48,11 +47,13 @@ from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
 from fasttricks.engine._history import History, Value
 from fasttricks.engine._inputs import (
     check_batch,
+    check_batches,
     check_loss,
     inputs_of,
     optimizers_of,
     schedulers_of,
 )
+from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._precision import (
     Precision,
     all_finite,
@@ -253,7 +254,8 @@ class Trainer:
         self.epochs: float = 0
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
         self.stop = False
-        self._loaders: tuple[object, ...] = ()  # those of the fit that runs
+        self._stops = False  # what the processes have agreed on
+        self._loaders: tuple[object, ...] = ()  # those whose place a checkpoint can keep now
         self.last_checkpoint: Path | None = None
         self.totals = self._new_totals()
 
@@ -361,7 +363,7 @@ class Trainer:
             raise ValueError("train must hold at least one batch, got an empty loader")
         if length_of(val) == 0:
             raise ValueError("val must hold at least one batch, got an empty one; pass None")
-        if isinstance(val, Iterator) and epochs > 1:
+        if isinstance(val, Generator | map | zip) and epochs > 1:
             raise TypeError(
                 f"val must yield its batches anew each epoch, got {type(val).__name__}, which the "
                 "first one uses up; pass a list or loader"
@@ -380,24 +382,23 @@ class Trainer:
             resumed.check(self)
             resumed.restore_fit(self, train, val)
             resumed.restore(self)
-        everything = with_loss(self.model, self.loss)
-        share_tensors([*everything.parameters(), *everything.buffers()])
-        self._loaders = train, val
+        both, trained = with_loss(self.model, self.loss), parameters_of(self.optimizers)
+        share_tensors(list(dict.fromkeys([*both.parameters(), *trained, *both.buffers()])))
         try:
             self._call("on_fit_start")
             if resumed is not None:
                 resumed.restore_callbacks(self)
                 resumed.restore_random_states()
+            self._agree()
             for _ in range(math.ceil((self.total_steps - self.batches_done) / length)):
-                if self.stop:
+                if self._stops:
                     break
                 self._train_epoch(train)
-                self._end_epoch(len(self.history) + 1, val)
+                self._end_epoch(len(self.history) + 1, train, val)
                 if store is not None:
                     store.epoch_ended(self, train, val)
         finally:
             self._call("on_fit_end")
-            self._loaders = ()
         return self.history
 
     def evaluate(
@@ -426,7 +427,8 @@ class Trainer:
         self, batches: Iterable[Batch | Tensor], *, tta: str = "none", tta_share: float = 1.0
     ) -> Tensor:
         """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
-        images = map(self._moved, map(inputs_of, deal(batches)))
+        check_batches(batches)
+        images = map(self._images_moved, map(inputs_of, deal(batches)))
         try:
             return predict(
                 self.model,
@@ -443,7 +445,8 @@ class Trainer:
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all.
 
-        One that a callback's ``on_epoch_end`` writes can be resumed by ``fit``.
+        One that a callback's ``on_epoch_end`` writes can be resumed by ``fit``; it holds what the
+        callbacks after that one were before the epoch's end.
 
         Raises:
             ValueError: If an optimizer trains a parameter of neither the model nor the loss.
@@ -499,7 +502,7 @@ class Trainer:
         # A whole epoch is iterated to its end, where loaders move on to the next one.
         for batch in train if left >= self.steps_per_epoch else islice(train, left):
             if self.batches_done - done == self.steps_per_epoch:
-                self._warn_of_length("more", "the rest is left out")
+                self._warn_of_length("more", "the rest is left out", level=4)
                 break
             self._call("on_step_start")
             rate = self.optimizers[0].param_groups[0]["lr"]
@@ -522,7 +525,7 @@ class Trainer:
         if not self.totals.images:
             raise FloatingPointError(self.fault("no loss of the whole epoch was finite"))
 
-    def _end_epoch(self, epoch: int, val: Iterable[Batch] | None) -> None:
+    def _end_epoch(self, epoch: int, train: Iterable[Batch], val: Iterable[Batch] | None) -> None:
         # The running statistics are each process's own since the last update began, and what is
         # measured and saved is one model.
         share_tensors(list(with_loss(self.model, self.loss).buffers()))
@@ -548,27 +551,36 @@ class Trainer:
                 "eval_seconds": result.seconds,
             }
         self.history.append(row)
-        for callback in self.callbacks:
-            callback.on_epoch_end(self, row)
-        self.stop = any(gather(self.stop))
+        self._loaders = train, val
+        try:
+            for callback in self.callbacks:
+                callback.on_epoch_end(self, row)
+        finally:
+            self._loaders = ()
+        self._agree()
         # A gradient may be NaN where the loss is not, and nothing could go on from such weights.
         if not all_finite(self.model):
             raise FloatingPointError(self.fault("the weights are no longer finite"))
 
+    def _agree(self) -> None:
+        """Let all processes end the run if one is to; it would leave the others waiting."""
+        self._stops = any(gather(self.stop))
+
     def _end_short_epoch(self, count: int, end: int) -> None:
         """Go to the place where the epoch was to end, with a warning the first time."""
-        self._warn_of_length(str(count), "schedules made for its length stop short")
+        what = "schedules made for its length stop short"
+        self._warn_of_length(str(count), what, level=5)
         self.batches_done = end
         self._call("on_short_epoch")
 
-    def _warn_of_length(self, count: str, what: str) -> None:
+    def _warn_of_length(self, count: str, what: str, *, level: int) -> None:
         if not self._warned_of_length:
             self._warned_of_length = True
             warnings.warn(
                 f"train has a length of {self.steps_per_epoch} batches and yielded {count} in an "
                 f"epoch: {what}; give it the length that it has",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=level,
             )
 
     def _new_totals(self) -> Totals:
@@ -605,12 +617,17 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         images, targets = check_batch(batch)
-        return self._moved(images), self._moved(targets)
+        return self._images_moved(images), self._moved(targets)
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _images_moved(self, images: Tensor) -> Tensor:
+        return self._moved(
+            images, self.memory_format if images.ndim == 4 else torch.preserve_format
+        )
+
+    def _moved(self, tensor: Tensor, layout: torch.memory_format = torch.preserve_format) -> Tensor:
         # Only towards CUDA is it safe not to wait: work there is ordered behind the copy.
-        move = partial(torch.Tensor.to, device=self.device, non_blocking=self.device.type == "cuda")
-        return move(tensor, memory_format=self.memory_format) if tensor.ndim == 4 else move(tensor)
+        waits = self.device.type != "cuda"
+        return tensor.to(self.device, non_blocking=not waits, memory_format=layout)
 
     def _call(self, event: str) -> None:
         for callback in self.callbacks:

@@ -131,6 +131,37 @@ def learned_loss(world, folder):
     return trainer
 
 
+def summed(world, folder):
+    """A loss that is a sum, and the best epoch kept, by all processes together."""
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.005)
+    keep = ft.KeepBest(folder / "best", metric="loss")
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    trainer = make_trainer(model, sgd, loss=loss, micro_batch_size=3, callbacks=[keep])
+    trainer.fit(make_loader(world), 3, val=make_val())
+    return trainer
+
+
+class Log(ft.Callback):
+    """What the first process alone has, with a state."""
+
+    def state_dict(self):
+        return {"lines": 3}
+
+
+def logged(world, folder):
+    """A resumed run whose first process has a logger before its average."""
+    for resume, epochs in ((False, 2), (True, 4)):
+        model = make_model()
+        loggers = [Log()] if world.rank == 0 else []
+        callbacks = [*loggers, ft.WeightAverage(decay=0.8)]
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = make_trainer(model, sgd, callbacks=callbacks)
+        options = {"checkpoints": folder / "logged", "keep": 1, "resume": resume}
+        trainer.fit(make_loader(world), epochs, **options)
+    return trainer
+
+
 class Preempted(ft.Callback):
     """Stops one process, as a signal or a time limit would."""
 
@@ -197,7 +228,7 @@ def faults(world):
 
 
 CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
-CASES += [weighted_and_looking_ahead, normed, learned_loss, stopped]
+CASES += [weighted_and_looking_ahead, normed, learned_loss, summed, logged, stopped]
 
 
 def run(world, folder):

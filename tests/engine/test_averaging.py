@@ -280,6 +280,20 @@ def test_an_average_without_batches_for_its_statistics_is_refused(make):
         make([])
 
 
+def test_in_evaluation_mode_all_statistics_are_estimated():
+    model, batches = make_model().eval(), make_batches()
+    average = WeightAverage(decay=0.5, batches=[images for images, _ in batches])
+    average.start(model)
+    average.update(model)
+    average.hand_over(model)
+    with torch.no_grad():
+        means = torch.stack([model[0](images).mean((0, 2, 3)) for images, _ in batches])
+    torch.testing.assert_close(model[1].running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
+    assert not any(
+        module.training for module in (*model.modules(), *average.average.module.modules())
+    )
+
+
 def test_batches_that_are_used_up_leave_the_averaged_statistics():
     expected, model = make_model(), make_model()
     make_trainer(expected, WeightAverage(decay=0.5)).fit(make_batches(), epochs=2)

@@ -326,17 +326,43 @@ def test_a_run_that_early_stop_ended_stays_ended(tmp_path, options):
     assert len(make().fit(make_loader(), 4, checkpoints=tmp_path, resume=True)) == done
 
 
-def test_a_checkpoint_that_a_callback_wrote_goes_on_with_the_loaders_place(tmp_path):
-    class Save(Callback):
+def test_a_run_goes_on_from_its_best_epoch(tmp_path):
+    class Figure(Callback):
         def on_epoch_end(self, trainer, row):
-            if row["epoch"] == 2:
-                trainer.save(tmp_path / "second")
+            row["figure"] = trainer.history.rows[-1]["figure"] = abs(row["epoch"] - 2.2)
 
     expected = straight_run()
-    make_trainer(callbacks=[Drift(), Save()]).fit(make_loader(), 4)
+    keep = ft.KeepBest(tmp_path / "best", metric="figure", mode="min")
+    make_trainer(callbacks=[Drift(), Figure(), keep]).fit(make_loader(), 4)
     resumed = make_trainer()
-    resumed.fit(make_loader(), 4, resume=tmp_path / "second")
+    resumed.fit(make_loader(), 4, resume=tmp_path / "best")
+    assert resumed.history.rows[1].pop("figure") == pytest.approx(0.2)
+    del resumed.history.rows[0]["figure"]
     assert_equal(everything(resumed), expected)
+
+
+def test_a_run_resumed_with_another_column_to_watch_goes_on(tmp_path):
+    interrupted_and_resumed(tmp_path, 2)
+    last = tmp_path / "epoch-0004"
+    rows = json.loads((last / "state.json").read_text(encoding="utf-8"))["history"]
+    assert "val_error" not in rows[-1]
+    watch = [ft.EarlyStop(metric="val_error", patience=1), ft.KeepBest(tmp_path / "best")]
+    trainer = make_trainer(callbacks=[Drift(), *watch], metrics={"error": lambda o, t: o.mean()})
+    done = trainer.fit(make_loader(), EPOCHS, val=make_loader(), resume=last)
+    assert len(done) == EPOCHS
+
+
+@pytest.mark.parametrize("event", ["on_step_start", "on_step_end"])
+def test_one_from_within_an_epoch_is_refused(tmp_path, event):
+    def save(trainer):
+        if trainer.step_count == BATCHES:  # at a border, but the loader stands before it
+            trainer.save(tmp_path / "c")
+
+    callback = Callback()
+    setattr(callback, event, save)
+    make_trainer(callbacks=[Drift(), callback]).fit(make_loader(), 4)
+    with pytest.raises(ValueError, match="written outside of fit, without the place of a loader"):
+        make_trainer().fit(make_loader(), 4, resume=tmp_path / "c")
 
 
 def test_one_without_the_place_of_a_loader_is_refused(tmp_path):
@@ -382,6 +408,10 @@ def test_a_scheduler_without_a_state_is_refused_where_there_are_checkpoints(tmp_
         trainer.fit(make_loader(), 4, checkpoints=tmp_path)
     with pytest.raises(TypeError, match=message):
         trainer.save(tmp_path / "c")
+    trainer.callbacks = [ft.KeepBest(tmp_path / "best")]
+    with pytest.raises(TypeError, match=message):
+        trainer.fit(make_loader(), 4)
+    assert trainer.step_count == 0
     assert not names(tmp_path)
 
 

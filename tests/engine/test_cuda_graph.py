@@ -81,6 +81,45 @@ def test_a_replayed_graph_trains_as_the_plain_step(cuda_graph, options):
     assert_close(graphed, plain, rtol=1e-2, atol=1e-3)
 
 
+class Heated(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.heat = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs, targets):
+        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("cuda_graph", [True, "step"])
+def test_a_loss_is_trained_by_replays_too(cuda_graph):
+    heats = []
+    for choice in (False, cuda_graph):
+        model, loss = make_model().cuda(), Heated().cuda()
+        optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05)
+        options = {"precision": "fp32", "progress": False, "cuda_graph": choice}
+        Trainer(model, optimizer, loss=loss, **options).fit(make_batches(4), 4)
+        heats.append(loss.heat.item())
+    assert heats[0] != 0
+    assert heats[1] == pytest.approx(heats[0], rel=1e-3)
+
+
+@pytest.mark.cuda
+def test_a_part_that_is_put_into_evaluation_mode_is_so_in_the_graph():
+    class Freeze(Callback):
+        def on_epoch_start(self, trainer):
+            if trainer.history.rows:
+                trainer.model[1].eval()
+
+    plain, graphed = (
+        train("cuda", cuda_graph=choice, callbacks=[Freeze()], muon=False)
+        for choice in (False, True)
+    )
+    assert_close(graphed, plain)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD"])
 def test_the_update_of_torchs_optimizers_is_replayed(kind):

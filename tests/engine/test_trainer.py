@@ -256,6 +256,22 @@ def test_images_are_predicted_without_targets():
     images = [images for images, _ in batches]
     assert torch.equal(trainer.predict(images), trainer.predict(batches))
     assert torch.equal(predict(model, images), predict(model, batches))
+    for call in (trainer.predict, lambda tensor: predict(model, tensor)):
+        with pytest.raises(TypeError, match="batches must be an iterable .* put it into a list"):
+            call(images[0])
+
+
+def test_targets_keep_their_layout():
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(targets.is_contiguous())
+        return (outputs - targets.mean((2, 3))).square().mean()
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    targets = torch.randn(4, 2, 8, 8)
+    quiet(model, sgd(model), loss=loss).step((torch.randn(4, 3, 8, 8), targets))
+    assert seen == [True]
 
 
 def test_a_loader_that_runs_dry_is_named():
