@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
+from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
 
 _KINDS = {type(make()) for name, make in ACTIVATIONS.items() if name != "identity"}
 _KINDS |= {nn.CELU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Softsign}
+
+# Norms that do nothing else, as some subclasses do.
+_NORMS = (nn.BatchNorm2d, GhostBatchNorm2d)
 
 
 def replace_activation_(
@@ -55,16 +60,17 @@ def replace_activation_(
             f"model must have an activation that is a module, got {type(model).__name__} without"
         )
     for parent, name in places:
-        new = make_activation(act, celu_alpha=celu_alpha)
-        setattr(parent, name, new.train(parent.training))
+        new = make_activation(act, celu_alpha=celu_alpha).train(parent.training)
+        beside = next(chain(parent.parameters(), model.parameters()), None)
+        setattr(parent, name, new if beside is None else new.to(beside))
     return len(places)
 
 
 def fuse(model: nn.Module, images: Tensor) -> nn.Module:
     """Return a copy for inference with batch norms folded into the convolutions before them.
 
-    One pass over ``images`` shows which norm takes what which convolution gives. A norm behind a
-    pool stays. The network must use a convolution's result in its norm alone, as networks do.
+    One pass over ``images`` shows which norm takes what which convolution gives, unchanged. A norm
+    behind a pool or a sum stays, and so does one of a class of its own, which may do more.
 
     Args:
         model: The network; it stays as it is.
@@ -72,6 +78,10 @@ def fuse(model: nn.Module, images: Tensor) -> nn.Module:
 
     Returns:
         A copy in evaluation mode, whose outputs are equal but for rounding.
+
+    Raises:
+        ValueError: If the copy's outputs for ``images`` differ, as where a convolution's result is
+            used elsewhere than in its norm too.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -83,45 +93,64 @@ def fuse(model: nn.Module, images: Tensor) -> nn.Module:
         s the square root of variance + eps.
     """
     fused = copy.deepcopy(model).eval()
-    pairs = _pairs(fused, images)
+    pairs, expected = _pairs(fused, images)
     names = {module: name for name, module in fused.named_modules()}
     for norm, conv in pairs:
         _set(fused, names[conv], fuse_conv_bn_eval(conv, norm))
         _set(fused, names[norm], nn.Identity())
+    with torch.no_grad():
+        found = fused(images)
+    if isinstance(expected, Tensor) and not _nearly_equal(found, expected):
+        raise ValueError(
+            "model must use the result of a convolution in its norm alone, got one whose outputs "
+            "change where they are fused"
+        )
     return fused
 
 
-def _pairs(model: nn.Module, images: Tensor) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-    """Each batch norm that takes the very tensor a convolution gave, with that convolution."""
-    # The tensors are kept, so that none of them takes the address of another.
-    given: dict[int, tuple[Tensor, nn.Conv2d]] = {}
+def _nearly_equal(one: Tensor, other: Tensor) -> bool:
+    rounding = 100 * torch.finfo(other.dtype).eps
+    largest = other.abs().max() if other.numel() else other.new_zeros(())
+    return bool(((one - other).abs() <= rounding * (1 + largest)).all())
+
+
+def _pairs(
+    model: nn.Module, images: Tensor
+) -> tuple[list[tuple[nn.BatchNorm2d, nn.Conv2d]], object]:
+    """Each batch norm that takes what a convolution gave, with it; and the network's outputs."""
+    # The tensors are kept, so that none of them takes the address of another; the version tells
+    # whether an operation in place came between.
+    given: dict[int, tuple[Tensor, int, nn.Conv2d]] = {}
     pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
     calls: dict[nn.Module, int] = {}
 
     def after_conv(module: nn.Module, inputs: Any, output: Tensor) -> None:
         calls[module] = calls.get(module, 0) + 1
         if isinstance(module, nn.Conv2d):
-            given[id(output)] = (output, module)
+            given[id(output)] = (output, output._version, module)
 
     def before_norm(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
-        if isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in given:
-            pairs[module] = given[id(inputs[0])][1]
+        tensor, version, conv = given.get(id(inputs[0]), (None, 0, None))
+        if tensor is None or conv is None or not isinstance(module, nn.BatchNorm2d):
+            return
+        if tensor._version == version:
+            pairs[module] = conv
 
     hooks = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif type(module) in _NORMS and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(before_norm))
     try:
         with torch.no_grad():
-            model(images)
+            outputs = model(images)
     finally:
         for hook in hooks:
             hook.remove()
     # One that is called twice serves two places, and cannot be folded into one of them.
-    return [pair for pair in pairs.items() if calls[pair[0]] == calls[pair[1]] == 1]
+    return [pair for pair in pairs.items() if calls[pair[0]] == calls[pair[1]] == 1], outputs
 
 
 def _set(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from fasttricks._checks import check_integer
 
 @dataclass(frozen=True)
 class Stage:
-    """A direct child of the network.
+    """A direct child of the network, or of a list of modules among its children.
 
     Attributes:
         name: Its name.
@@ -42,7 +42,7 @@ class ModelSummary:
     """What ``summary`` found; prints as a table.
 
     Attributes:
-        stages: The network's direct children, in the order of their calls.
+        stages: The network's children that were called, in the order of their first calls.
         parameters: Number of all parameters, each counted once.
         macs: Multiply-adds for one image.
     """
@@ -98,48 +98,55 @@ def summary(
         check_integer(f"input_size[{place}]", size, minimum=1)
     check_integer("batch_size", batch_size, minimum=1)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = torch.zeros(batch_size, *input_size, device=device)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    images = torch.zeros(batch_size, *input_size, device=device, dtype=dtype)
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             with FlopCounterMode(display=False) as counter:
                 model(images[:1])
-            shapes, seconds = _time_children(model, images)
+            children = dict(_children(model))
+            shapes, seconds = _time_children(model, children, images)
     finally:
         for module, mode in modes.items():
             module.training = mode
     flops = counter.get_flop_counts()
     root = type(model).__name__
     total = sum(seconds.values()) or 1.0
-    macs = {
-        name: sum(flops.get(f"{root}.{name}", {}).values()) // 2
-        for name, _ in model.named_children()
-    }
+    macs = {name: sum(flops.get(f"{root}.{name}", {}).values()) // 2 for name in children}
     all_macs = counter.get_total_flops() // 2
     stages = tuple(
         Stage(
             name=name,
-            kind=type(child).__name__,
-            output_shape=shapes[name],
-            parameters=sum(p.numel() for p in child.parameters()),
+            kind=type(children[name]).__name__,
+            output_shape=shape,
+            parameters=sum(p.numel() for p in children[name].parameters()),
             macs=macs[name],
             macs_share=macs[name] / max(1, all_macs),
             time_share=seconds[name] / total,
         )
-        for name, child in model.named_children()
-        if name in shapes
+        for name, shape in shapes.items()
     )
     parameters = sum(p.numel() for p in model.parameters())
     return ModelSummary(stages, parameters, all_macs)
 
 
+def _children(model: nn.Module, inside: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The children by name; a list, which nobody calls, gives its own."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _children(child, f"{inside}{name}.")
+        else:
+            yield f"{inside}{name}", child
+
+
 def _time_children(
-    model: nn.Module, images: Tensor, repeats: int = 3
+    model: nn.Module, children: dict[str, nn.Module], images: Tensor, repeats: int = 3
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, float]]:
     """The output's shape of each child, and the least of its seconds over some passes."""
     shapes: dict[str, tuple[int, ...]] = {}
-    seconds: dict[str, float] = {}
+    passes: list[dict[str, float]] = []
     starts: dict[str, float] = {}
 
     def now() -> float:
@@ -148,21 +155,21 @@ def _time_children(
         return time.perf_counter()
 
     hooks = []
-    for name, child in model.named_children():
+    for name, child in children.items():
 
         def before(module: nn.Module, inputs: Any, *, name: str = name) -> None:
             starts[name] = now()
 
         def after(module: nn.Module, inputs: Any, output: Any, *, name: str = name) -> None:
-            took = now() - starts[name]
-            seconds[name] = min(seconds.get(name, took), took)
+            passes[-1][name] = passes[-1].get(name, 0.0) + now() - starts[name]
             shapes[name] = tuple(output.shape) if isinstance(output, Tensor) else ()
 
         hooks += [child.register_forward_pre_hook(before), child.register_forward_hook(after)]
     try:
         for _ in range(repeats):
+            passes.append({})
             model(images)
     finally:
         for hook in hooks:
             hook.remove()
-    return shapes, seconds
+    return shapes, {name: min(one.get(name, 0.0) for one in passes) for name in shapes}

@@ -63,6 +63,59 @@ def test_a_convolution_that_serves_twice_is_left_alone():
     torch.testing.assert_close(fused(x), model(x))
 
 
+class Between(nn.Module):
+    """A norm after something that changes a convolution's result in place."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.conv, self.between, self.bn = nn.Conv2d(3, 3, 1), between, nn.BatchNorm2d(3)
+        self.bn.running_mean.fill_(0.3)
+
+    def forward(self, x):
+        out = self.conv(x)
+        if self.between is None:
+            out += x
+            return self.bn(out)
+        return self.bn(self.between(out))
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), None])
+def test_a_norm_of_what_was_changed_in_place_stays(between):
+    model, x = Between(between).eval(), torch.randn(2, 3, 4, 4)
+    fused = fuse(model, x)
+    assert isinstance(fused.bn, nn.BatchNorm2d)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), model(x))
+
+
+def test_norms_that_do_more_stay():
+    class NormAct(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+
+    for norm in (NormAct(3), nn.BatchNorm2d(3, track_running_stats=False)):
+        model, x = nn.Sequential(nn.Conv2d(3, 3, 1), norm).eval(), torch.randn(2, 3, 4, 4)
+        fused = fuse(model, x)
+        assert type(fused[1]) is type(norm)
+        with torch.no_grad():
+            torch.testing.assert_close(fused(x), model(x))
+
+
+def test_a_convolution_whose_result_is_used_elsewhere_too_is_refused():
+    class Preactivated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            self.bn.running_mean.fill_(0.3)
+
+        def forward(self, x):
+            out = self.conv(x)
+            return out + self.bn(out)
+
+    with pytest.raises(ValueError, match="must use the result of a convolution in its norm alone"):
+        fuse(Preactivated(), torch.randn(2, 3, 4, 4))
+
+
 def test_torchvisions_activations_are_replaced_in_place():
     model = torchvision.models.resnet18().eval()
     x = torch.randn(1, 3, 32, 32)
@@ -92,6 +145,12 @@ def test_gates_are_no_activations():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Sigmoid())
     assert replace_activation_(model, "celu") == 1
     assert isinstance(model[2], nn.Sigmoid)
+
+
+def test_weights_of_activations_have_the_networks_dtype():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU())).double()
+    replace_activation_(model, nn.PReLU)
+    assert model(torch.zeros(1, 2, dtype=torch.float64)).dtype == torch.float64
 
 
 def test_what_cannot_be_replaced_is_said():

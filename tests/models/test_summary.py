@@ -67,3 +67,32 @@ def test_statistics_do_not_move():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     summary(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Stages(nn.Module):
+    """Children that are defined in another order than called, in a list, one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.stem = nn.Flatten()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.unused = nn.Linear(9, 9)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in (*self.blocks, self.blocks[0]):
+            x = block(x)
+        return self.head(x)
+
+
+def test_stages_stand_in_the_order_of_their_calls_and_lists_give_theirs():
+    result = summary(Stages(), (1, 2, 2))
+    assert [stage.name for stage in result.stages] == ["stem", "blocks.0", "blocks.1", "head"]
+    assert [stage.macs for stage in result.stages] == [0, 32, 16, 8]
+    assert result.macs == 56
+    assert sum(stage.time_share for stage in result.stages) == pytest.approx(1)
+
+
+def test_a_network_of_bf16_is_summed_up_too():
+    assert summary(nn.Sequential(nn.Conv2d(1, 2, 3)).bfloat16(), (1, 4, 4)).macs == 72
