@@ -275,7 +275,7 @@ def test_the_length_is_the_longest_schedules():
     schedules = {"lr": linear(1.0, 0.0, total_steps=5), "momentum": linear(0.5, 0.9, total_steps=9)}
     assert ScheduledGroups(sgd(), schedules).total_steps == 9
     schedules["weight_decay"] = exp_range(0.0, 1.0, step_size_up=3)
-    assert ScheduledGroups(sgd(), schedules).total_steps is None
+    assert not hasattr(ScheduledGroups(sgd(), schedules), "total_steps")
 
 
 # ---- torch's own as the reference
@@ -623,3 +623,18 @@ def test_the_text_names_the_optimizer_and_the_schedules():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     scheduler = ScheduledGroups(optimizer, {"lr": linear(0.5, 0.0, total_steps=4)})
     assert repr(scheduler) == f"ScheduledGroups(SGD, {{'lr': {linear(0.5, 0.0, total_steps=4)!r}}})"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "count"),
+    [(linear(1.0, 0.0, total_steps=3), 4), (triangular(0.1, 0.4, step_size_up=4), 6)],
+)
+def test_wrappers_that_look_at_torchs_own_names_find_them(schedule, count):
+    """As Accelerate's does, which leaves out what lies past the end."""
+    scheduler = ScheduledGroups(sgd(), {"lr": schedule})
+    for _ in range(5):
+        if not hasattr(scheduler, "total_steps") or (
+            scheduler._step_count <= scheduler.total_steps
+        ):
+            scheduler.step()
+    assert scheduler._step_count == scheduler.last_epoch + 1 == count

@@ -29,8 +29,8 @@ class ScheduledGroups(LRScheduler):
     Args:
         optimizer: The optimizer whose groups are driven.
         schedules: For each entry's name a schedule for all groups, or a list with one per group.
-        total_steps: Number of updates, at least 1; by default the longest schedule's, None if one
-            has no end.
+        total_steps: Number of updates, at least 1; by default the longest schedule's, or none if
+            one has no end.
         past_end: What ``step()`` does beyond ``total_steps`` updates: ``"hold"`` the last value or
             ``"raise"``. The call after the last update, which prepares an update that never comes,
             always holds.
@@ -71,9 +71,10 @@ class ScheduledGroups(LRScheduler):
             name: given if isinstance(given, Schedule) else tuple(given)
             for name, given in schedules.items()
         }
-        self.total_steps = self._longest() if total_steps is None else total_steps
-        if self.total_steps is not None:
-            check_integer("total_steps", self.total_steps, minimum=1)
+        self._total = self._longest() if total_steps is None else total_steps
+        if self._total is not None:
+            # Without an end there is no such attribute, as in torch: others look for it.
+            self.total_steps = check_integer("total_steps", self._total, minimum=1)
         elif past_end == "raise":
             raise ValueError(
                 'past_end="raise" needs an end, got schedules without one; pass total_steps'
@@ -118,8 +119,7 @@ class ScheduledGroups(LRScheduler):
                     group[name] = value
                 else:
                     _write(group, name, value)
-        self.last_epoch = update
-        self._last = values
+        self._go_to(update, values)
 
     def _update_lr(self, epoch: int | None = None) -> None:
         # Newer torch's SequentialLR calls this where older torch called step(0).
@@ -144,7 +144,7 @@ class ScheduledGroups(LRScheduler):
         """Return the position and what tells one plan from another: numbers and text only."""
         return {
             "last_epoch": self.last_epoch,
-            "total_steps": self.total_steps,
+            "total_steps": self._total,
             "schedules": self._texts(),
             "in_force": self._in_force(),
         }
@@ -170,8 +170,11 @@ class ScheduledGroups(LRScheduler):
         if state_dict.get("in_force", True):
             self.step(update)
         else:
-            self._last = self._values_at(update)
-            self.last_epoch = update
+            self._go_to(update, self._values_at(update))
+
+    def _go_to(self, update: int, values: Sequence[float]) -> None:
+        self.last_epoch, self._last = update, values
+        self._step_count = update + 1  # torch's name, which wrappers such as Accelerate's read
 
     def _longest(self) -> int | None:
         lengths = [
@@ -197,7 +200,7 @@ class ScheduledGroups(LRScheduler):
         """Return the values of an update, in the order of the plan."""
         if len(self.optimizer.param_groups) != self._groups_planned:
             self._make_plan()
-        total = self.total_steps
+        total = self._total
         if total is not None and update >= total:
             self._check_end(update)
             update = total - 1
@@ -241,15 +244,15 @@ class ScheduledGroups(LRScheduler):
         return texts
 
     def _check_end(self, update: int) -> None:
-        if self.past_end == "raise" and self.total_steps is not None and update > self.total_steps:
+        if self.past_end == "raise" and self._total is not None and update > self._total:
             raise ValueError(
                 f"step() must not go past total_steps, got update {update} and "
-                f'total_steps={self.total_steps}; pass past_end="hold" to keep the last value'
+                f'total_steps={self._total}; pass past_end="hold" to keep the last value'
             )
 
     def _check_same(self, state: dict[str, Any]) -> None:
         saved = {"total_steps": state.get("total_steps"), **(state.get("schedules") or {})}
-        mine = {"total_steps": self.total_steps, **self._texts()}
+        mine = {"total_steps": self._total, **self._texts()}
         for name in [*mine, *(saved.keys() - mine.keys())]:
             old, new = saved.get(name), mine.get(name)
             if old != new:
