@@ -109,8 +109,10 @@ def write_run(
     figure = history.plot()
     with replacing(folder / "curves.png") as temporary:
         figure.savefig(temporary, dpi=120)
+    # Copies, as safetensors refuses tensors that share their memory, such as tied weights.
     weights = {
-        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in model.state_dict().items()
     }
     with replacing(folder / "model.safetensors") as temporary:
         # safetensors' own writer would leave a file that its owner alone can read.

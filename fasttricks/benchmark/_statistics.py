@@ -76,7 +76,7 @@ def summarize(values: Sequence[float], *, target: float | None = None) -> Summar
     if n == 1:
         return Summary(1, mean, 0.0, None, share)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    # Beyond the table the normal's 1.96, corrected to first order in 1/n, is right to 0.001.
-    quantile = _T95[n - 2] if n - 2 < len(_T95) else 1.960 + 2.372 / (n - 1)
+    # Beyond the table the normal's 1.96, corrected to second order in 1/n, is right to 0.001.
+    quantile = _T95[n - 2] if n - 2 < len(_T95) else 1.960 + 2.372 / (n - 1) + 2.82 / (n - 1) ** 2
     half = quantile * std / math.sqrt(n)
     return Summary(n, mean, std, (mean - half, mean + half), share)

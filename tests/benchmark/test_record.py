@@ -74,3 +74,11 @@ def test_a_file_in_the_folders_place_is_refused(tmp_path):
 
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
     assert make_run_folder(tmp_path / "a" / "b").is_dir()
+
+
+def test_tied_weights_are_written(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    write_run(tmp_path, record={}, history=make_history(), model=model)
+    found = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(found["0.weight"], found["1.weight"])
