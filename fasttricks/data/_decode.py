@@ -17,7 +17,7 @@ MAX_PIXELS = 4096 * 4096
 """An image with more pixels is refused before it is decoded."""
 
 # the formats of the suffixes we look for: not whatever Pillow happens to have a plug-in for
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "PPM", "TIFF")
 _ORIENTATION = 0x0112
 
 
@@ -39,7 +39,7 @@ def decode_image(path: Path) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             if image.width * image.height <= MAX_PIXELS:
-                return _as_rgb(image)
+                return as_rgb(image)
             size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = "far more"
@@ -55,11 +55,13 @@ def decode_image(path: Path) -> npt.NDArray[np.uint8]:
     )
 
 
-def _as_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def as_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     from PIL import ImageOps
 
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
+    if image.mode == "F":  # of which nobody knows what is white
+        raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255
         grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

@@ -16,7 +16,10 @@ from fasttricks.data._errors import DataError
 from fasttricks.data._image_set import ImageSet
 from fasttricks.data._source import FileStamp, Pair, Progress, Source, name_of, stamp_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".bmp"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
+)
 # often enough for a smooth bar, seldom enough to cost nothing
 _PROGRESS_EVERY = 256
 
@@ -24,7 +27,9 @@ _PROGRESS_EVERY = 256
 def find_folder(path: Path) -> Source:
     """The class folders at ``path`` as a source; every file is looked at, none opened."""
     train_folder = path / "train"
-    test_folder = path / "test" if os.path.isdir(path / "test") else path / "val"
+    # Where the test images have no labels, they have no class folders, and those of val count.
+    found = [path / name for name in ("test", "val") if os.path.isdir(path / name)]
+    test_folder = next((one for one in found if _has_folders(one)), [*found, path / "val"][0])
     if not os.path.isdir(train_folder):
         raise DataError(f"no train folder in {path}: expected {train_folder}/<class>/ with images")
     if not os.path.isdir(test_folder):
@@ -52,6 +57,10 @@ def find_folder(path: Path) -> Source:
         return train, test
 
     return Source(path, name_of(path), tuple(chain.from_iterable(splits)), read)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(_is_folder(entry) for entry in _entries_in(str(folder), seen=set()))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

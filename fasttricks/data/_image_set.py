@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 from fasttricks._checks import check_fraction, check_integer
+from fasttricks.data._from_dataset import Dataset, class_names, read_dataset
+
+if TYPE_CHECKING:
+    from fasttricks.data._source import Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,7 +32,8 @@ class ImageSet:
 
     Args:
         images: uint8, shape [N, C, H, W], values 0..255, N at least 1.
-        labels: int64, shape [N], values 0..len(classes) - 1, on the images' device.
+        labels: whole numbers of any dtype, kept as int64, shape [N], values 0..len(classes) - 1, on
+            the images' device.
         classes: the name of each class, in the order of the labels.
         name: what to call the set in records and messages.
 
@@ -52,10 +57,55 @@ class ImageSet:
         _check_images(self.images)
         _check_names(self.classes, self.name)
         object.__setattr__(self, "classes", tuple(self.classes))
-        _check_labels(self.labels, self.images, len(self.classes))
+        labels = _checked_labels(self.labels, self.images, len(self.classes))
         images = self.images.detach().contiguous(memory_format=torch.channels_last)
         object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", self.labels.detach().contiguous())
+        object.__setattr__(self, "labels", labels.detach().contiguous())
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Dataset,
+        *,
+        size: int | tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
+        name: str | None = None,
+        progress: Progress | None = None,
+    ) -> ImageSet:
+        """Read a data set of pairs (image, label), such as torchvision's, into memory.
+
+        Images are Pillow's, uint8 tensors [C, H, W] or uint8 arrays [H, W, C]; grey ones become RGB
+        where others are.
+
+        Args:
+            dataset: has a length and gives the pairs by their number.
+            size: height and width to resize to, or one number for both; by default the images stay
+                as they are, and must be of one size.
+            classes: the name of each class; by default ``dataset.classes`` if there is such a list
+                for all labels, else the labels.
+            name: what to call the set; by default the class of ``dataset``.
+            progress: called as ``progress(done, total, what)`` now and then.
+
+        Raises:
+            TypeError: an image or label is of another kind, or images are not uint8.
+            ValueError: there are none, they differ in size, or a label has no class.
+
+        Example:
+            >>> pairs = [(torch.zeros(3, 8, 8, dtype=torch.uint8), label) for label in (0, 1, 1)]
+            >>> ImageSet.from_dataset(pairs, size=6, classes=("cat", "dog"), name="pets")
+            ImageSet('pets': 3 images of 3x6x6 (CxHxW), 2 classes)
+        """
+        if isinstance(size, tuple):
+            if len(size) != 2:
+                raise ValueError(f"size must be a number or (height, width), got size={size}")
+            height, width = (check_integer("size", side, minimum=1) for side in size)
+        elif size is not None:
+            height = width = check_integer("size", size, minimum=1)
+        images, labels = read_dataset(
+            dataset, size=None if size is None else (height, width), progress=progress
+        )
+        names = class_names(dataset, labels) if classes is None else tuple(classes)
+        return cls(images, labels, names, type(dataset).__name__ if name is None else name)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -258,11 +308,12 @@ def _check_names(classes: object, name: object) -> None:
         raise ValueError(f"classes must differ from each other, got {twice!r} more than once")
 
 
-def _check_labels(labels: object, images: Tensor, num_classes: int) -> None:
+def _checked_labels(labels: object, images: Tensor, num_classes: int) -> Tensor:
+    """The labels as int64."""
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must have dtype torch.int64, got dtype={labels.dtype}")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"labels must have a whole-number dtype, got dtype={labels.dtype}")
     if labels.dim() != 1:
         raise ValueError(f"labels must have the shape [N], got shape={tuple(labels.shape)}")
     if len(labels) != len(images):
@@ -274,9 +325,11 @@ def _check_labels(labels: object, images: Tensor, num_classes: int) -> None:
         raise ValueError(
             f"images and labels must be on one device, got {images.device} and {labels.device}"
         )
+    labels = labels.to(torch.int64)  # torch finds no minimum of uint16
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise ValueError(
             f"labels must be between 0 and {num_classes - 1} (the classes), got {wrong}"
         )
+    return labels

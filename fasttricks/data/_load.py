@@ -34,7 +34,7 @@ def load_data(
     - torchvision's CIFAR-10 folder (with ``cifar-10-batches-py/`` or only
       ``cifar-10-python.tar.gz`` in it), or either of these two themselves;
     - a folder ``train/<class>/*.png`` and ``test/<class>/*.png`` (or ``val``); the images are
-      png, jpg, jpeg, webp or bmp;
+      png, jpg, jpeg, webp, bmp, ppm, pgm, tif or tiff;
     - an ``.npz`` with ``x_train, y_train, x_test, y_test``: images uint8 [N, H, W, C] or
       [N, H, W], labels whole numbers [N] or [N, 1];
     - None: CIFAR-10, from the cache folder, downloaded first if need be.

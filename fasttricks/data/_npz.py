@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def read_npz(path: Path) -> Pair:
         raise DataError(
             f"y_test must hold labels between 0 and {num_classes - 1} like y_train, "
             f"got {labels['test'].max()} in {path}"
+        )
+    absent = np.flatnonzero(np.bincount(labels["train"]) == 0)
+    if len(absent):
+        warnings.warn(
+            f"y_train has no image of {len(absent)} of the {num_classes} classes, such as "
+            f"{absent[0]}, in {path}; number them from 0 without a gap, unless that is meant",
+            UserWarning,
+            stacklevel=2,
         )
     classes = tuple(str(label) for label in range(num_classes))
     train, test = (

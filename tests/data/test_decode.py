@@ -106,3 +106,8 @@ def test_a_format_with_another_suffix_is_not_opened(tmp_path):
     Image.new("L", (2, 2)).save(path, format="GIF")
     with pytest.raises(DataError, match=r"really_a_gif\.png"):
         decode_image(path)
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    with pytest.raises(DataError, match="its pixels are floating-point numbers"):
+        decoded(tmp_path, Image.new("F", (3, 2), 0.5), "tif")

@@ -163,3 +163,18 @@ def test_jpeg_and_webp_are_read_as_pillow_reads_them(tmp_path, load):
         with Image.open(path) as opened:
             expected = np.asarray(opened.convert("RGB"))
         assert torch.equal(stored.permute(1, 2, 0), torch.from_numpy(expected.copy()))
+
+
+@pytest.mark.parametrize("suffix", ["ppm", "pgm", "tif", "TIFF"])
+def test_files_of_other_formats_belong_to_the_class_too(make_tree, load, suffix):
+    root, _ = make_tree()
+    image = Image.new("L" if suffix == "pgm" else "RGB", (7, 6), 7)
+    image.save(root / "train" / "dog" / f"x.{suffix}")
+    assert load(root)[0].labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
+def test_val_serves_where_the_test_images_have_no_class_folders(make_tree, load):
+    root, pixels = make_tree()
+    (root / "test").rename(root / "val")
+    save(root / "test" / "0.png")
+    assert torch.equal(load(root)[1].images.permute(0, 2, 3, 1), torch.from_numpy(pixels["test"]))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import TensorDataset
 
 from fasttricks.data import ImageSet
 
@@ -62,7 +64,8 @@ GOOD: dict[str, Any] = {
         ("images", torch.zeros(0, 3, 4, 4, dtype=torch.uint8), ValueError, r"\(0, 3, 4, 4\)"),
         ("images", torch.zeros(3, 3, 4, 4, dtype=torch.uint8), ValueError, "3 images and 2 labels"),
         ("labels", [0, 1], TypeError, "labels must be a torch.Tensor, got list"),
-        ("labels", torch.tensor([0, 1], dtype=torch.int32), TypeError, "got dtype=torch.int32"),
+        ("labels", torch.tensor([0.0, 1.0]), TypeError, "whole-number dtype, got .*float32"),
+        ("labels", torch.tensor([False, True]), TypeError, "whole-number dtype, got .*bool"),
         ("labels", torch.tensor([[0], [1]]), ValueError, r"got shape=\(2, 1\)"),
         ("labels", torch.tensor([0, 2]), ValueError, "between 0 and 1 .*, got 2"),
         ("labels", torch.tensor([-1, 0]), ValueError, "between 0 and 1 .*, got -1"),
@@ -252,3 +255,86 @@ def test_a_channel_that_is_the_same_everywhere_has_no_deviation_of_zero():
     mean, std = ImageSet(images, torch.zeros(2).long(), ("a",), "opaque").mean_std()
     assert mean == pytest.approx((20 / 255, 200 / 255))
     assert std == pytest.approx((10 / 255, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
+def test_labels_of_any_whole_numbers_become_int64(dtype):
+    labels = ImageSet(**{**GOOD, "labels": torch.tensor([0, 1], dtype=dtype)}).labels
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [0, 1]
+
+
+# From data sets of pairs --------------------------------------------------------------------------
+
+
+class Pairs(list):
+    """A list of pairs with the classes' names, as torchvision's data sets have."""
+
+    classes = ("cat", "dog", "owl")
+
+
+def pictures(*modes, size=(7, 6)):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
+    return Pairs((image.convert(mode), number % 2) for number, mode in enumerate(modes))
+
+
+def test_a_data_set_of_pictures_becomes_a_set_with_its_classes():
+    pairs = pictures("RGB", "RGB", "RGBA")
+    image_set = ImageSet.from_dataset(pairs)
+    assert torch.equal(image_set.images[0].permute(1, 2, 0), torch.tensor(np.array(pairs[0][0])))
+    assert torch.equal(image_set.images[0], image_set.images[2])
+    assert image_set.labels.tolist() == [0, 1, 0]
+    assert (image_set.classes, image_set.name) == (("cat", "dog", "owl"), "Pairs")
+
+
+def test_grey_pictures_stay_grey_unless_others_are_coloured():
+    grey = ImageSet.from_dataset(pictures("L", "1", "LA"))
+    assert grey.images.shape == (3, 1, 7, 6)
+    mixed = ImageSet.from_dataset(pictures("L", "RGB"))
+    assert mixed.images.shape == (2, 3, 7, 6)
+    assert torch.equal(mixed.images[0, 0], grey.images[0, 0])
+    assert torch.equal(mixed.images[0, 0], mixed.images[0, 2])
+
+
+@pytest.mark.parametrize("size", [5, (5, 4)])
+def test_pictures_of_any_size_are_resized(size):
+    pairs = [*pictures("RGB"), *pictures("RGB", size=(9, 12))]
+    with pytest.raises(ValueError, match=r"one size, got 6x7 and 12x9 \(image 1\); pass size="):
+        ImageSet.from_dataset(pairs)
+    image_set = ImageSet.from_dataset(pairs, size=size, classes=("a", "b"), name="mine")
+    assert image_set.image_size == (size if isinstance(size, tuple) else (size, size))
+    assert (image_set.classes, image_set.name) == (("a", "b"), "mine")
+
+
+def test_tensors_and_arrays_will_do_and_labels_are_names_where_there_are_none():
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    arrays = ImageSet.from_dataset(list(zip(pixels, np.array([0, 4]), strict=True)))
+    tensors = TensorDataset(torch.from_numpy(pixels).movedim(-1, 1), torch.tensor([[0], [4]]))
+    for image_set in (arrays, ImageSet.from_dataset(tensors)):
+        assert torch.equal(image_set.images.permute(0, 2, 3, 1), torch.from_numpy(pixels))
+        assert image_set.classes == ("0", "1", "2", "3", "4")
+
+
+def test_progress_is_told():
+    seen = []
+    ImageSet.from_dataset(pictures("RGB", "L"), progress=lambda *what: seen.append(what))
+    assert seen == [(2, 2, "reading images")]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "error", "message"),
+    [
+        ([], ValueError, "dataset must hold at least one image, got none"),
+        ([3], TypeError, "pairs of an image and a label, got int as image 0"),
+        ([("cat.png", 0)], TypeError, "Pillow's, tensors or arrays, got str as image 0"),
+        ([(torch.zeros(3, 4, 4), 0)], TypeError, "uint8 .* got torch.float32 .* leave out"),
+        ([(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), 0)], TypeError, r"\[1, 3, 4, 4\]"),
+        ([(torch.zeros(3, 4, 4, dtype=torch.uint8), "cat")], TypeError, "numbers, got str with"),
+        ([(torch.zeros(3, 4, 4, dtype=torch.uint8), -1)], ValueError, "between 0 and"),
+        ([(torch.zeros(c, 4, 4, dtype=torch.uint8), 0) for c in (2, 3)], ValueError, r"\[2, 3\]"),
+    ],
+)
+def test_what_is_no_data_set_of_images_is_named(pairs, error, message):
+    with pytest.raises(error, match=message):
+        ImageSet.from_dataset(pairs)

@@ -128,3 +128,10 @@ def test_damaged_npz_is_a_data_error(tmp_path, damage):
         path.write_bytes(pieces[damage])
     with pytest.raises(DataError, match=r"things\.npz"):
         load_data(path)
+
+
+def test_classes_without_an_image_are_warned_of(tmp_path):
+    labels = np.array([1, 2, 4, 4])
+    with pytest.warns(UserWarning, match="no image of 2 of the 5 classes, such as 0, in"):
+        train, _ = load(tmp_path, **arrays(y_train=labels, y_test=labels))
+    assert train.num_classes == 5

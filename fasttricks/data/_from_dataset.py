@@ -1,0 +1,125 @@
+"""Reads a data set of images and labels, such as torchvision's, image by image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fasttricks.data._decode import as_rgb
+
+if TYPE_CHECKING:
+    from fasttricks.data._source import Progress
+
+# often enough for a smooth bar, seldom enough to cost nothing
+_PROGRESS_EVERY = 256
+
+
+class Dataset(Protocol):
+    """What has a length, and gives a pair of an image and a label for each number below it."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def read_dataset(
+    dataset: Dataset, *, size: tuple[int, int] | None, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """All images, uint8 [N, C, H, W], and their labels, int64 [N].
+
+    Grey images become RGB where others are.
+
+    Raises:
+        TypeError: an image or a label is of another kind.
+        ValueError: there are none, or the images differ in size.
+    """
+    number = len(dataset)
+    if not number:
+        raise ValueError("dataset must hold at least one image, got none")
+    images, labels = [], []
+    for index in range(number):
+        image, label = _pair(dataset[index], index)
+        images.append(image if size is None else _resized(image, size))
+        labels.append(label)
+        if images[index].shape[1:] != images[0].shape[1:]:
+            sizes = [f"{one.shape[2]}x{one.shape[1]}" for one in (images[0], images[index])]
+            raise ValueError(
+                f"dataset must hold images of one size, got {sizes[0]} and {sizes[1]} (image "
+                f"{index}); pass size="
+            )
+        if progress is not None and ((index + 1) % _PROGRESS_EVERY == 0 or index + 1 == number):
+            progress(index + 1, number, "reading images")
+    channels = max(len(image) for image in images)
+    images = [image.expand(channels, -1, -1) if len(image) == 1 else image for image in images]
+    if any(len(image) != channels for image in images):
+        counts = sorted({len(image) for image in images})
+        raise ValueError(f"dataset must hold images of as many channels, got {counts}")
+    return torch.stack(images), torch.tensor(labels, dtype=torch.int64, device="cpu")
+
+
+def class_names(dataset: Dataset, labels: Tensor) -> tuple[str, ...]:
+    """The names that the data set gives its classes, or their numbers."""
+    named: object = getattr(dataset, "classes", None)
+    number = int(labels.max()) + 1
+    names = tuple(map(str, named)) if isinstance(named, Sequence) else ()
+    if len(names) >= number and len(set(names)) == len(names):
+        return names
+    return tuple(map(str, range(number)))
+
+
+def _pair(item: Any, index: int) -> tuple[Tensor, int]:
+    try:
+        image, label = item
+    except (TypeError, ValueError):
+        kind = type(item).__name__
+        raise TypeError(
+            f"dataset must give pairs of an image and a label, got {kind} as image {index}"
+        ) from None
+    if isinstance(label, Tensor | np.ndarray) and math.prod(label.shape) == 1:
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, Integral):
+        kind = type(label).__name__
+        raise TypeError(f"labels of dataset must be whole numbers, got {kind} with image {index}")
+    return _as_tensor(image, index), int(label)
+
+
+def _as_tensor(image: Any, index: int) -> Tensor:
+    """The image as uint8 [C, H, W]."""
+    if isinstance(image, Tensor):
+        pixels = image
+    elif isinstance(image, np.ndarray):
+        pixels = torch.from_numpy(image.copy())
+        pixels = pixels if pixels.ndim == 2 else pixels.movedim(-1, 0)
+    elif hasattr(image, "convert"):  # Pillow's, which need not be installed otherwise
+        grey = image.mode in ("1", "L", "LA")
+        pixels = torch.from_numpy(np.array(image.convert("L") if grey else as_rgb(image)))
+        pixels = pixels if grey else pixels.movedim(-1, 0)
+    else:
+        raise TypeError(
+            "images of dataset must be Pillow's, tensors or arrays, got "
+            f"{type(image).__name__} as image {index}"
+        )
+    if pixels.dtype != torch.uint8:
+        raise TypeError(
+            "images of dataset must be uint8 (values 0..255), got "
+            f"{pixels.dtype} as image {index}; leave out the transform that scales them"
+        )
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3:
+        shape = list(pixels.shape)
+        raise TypeError(f"images of dataset must be [C, H, W] or [H, W], got {shape} ({index})")
+    return pixels
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    from torchvision.transforms.v2.functional import resize
+
+    if tuple(image.shape[1:]) == size:
+        return image
+    resized: Tensor = resize(image, list(size), antialias=True)
+    return resized
