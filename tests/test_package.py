@@ -96,6 +96,7 @@ PUBLIC_NAMES = {
     "BatchSizes",
     "EarlyStop",
     "JSONLines",
+    "KeepBest",
     "Lookahead",
     "StepProfile",
     "StochasticWeightAverage",

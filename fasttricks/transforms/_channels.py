@@ -12,6 +12,8 @@ from fasttricks._checks import check_number
 
 def channel_numbers(name: str, values: object) -> tuple[float, ...]:
     """The numbers of an argument that is a number or a sequence of numbers."""
+    if hasattr(values, "tolist"):  # of a tensor or an array
+        values = values.tolist()
     numbers = tuple(values) if isinstance(values, Sequence) else (values,)
     if not numbers:
         raise ValueError(f"{name} must have at least one number, got {name}={values!r}")

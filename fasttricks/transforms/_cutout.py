@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -279,7 +280,7 @@ def _checked_size(size: object) -> int | tuple[int, int]:
 def checked_fill(fill: Fill) -> Fill:
     if not isinstance(fill, str):
         numbers = channel_numbers("fill", fill)
-        return numbers if isinstance(fill, Sequence) else fill
+        return fill if isinstance(fill, Real) else numbers
     if fill not in ("mean", "random"):
         raise ValueError(f"fill must be a number, numbers, 'mean' or 'random', got fill={fill!r}")
     return fill

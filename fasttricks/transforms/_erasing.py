@@ -53,9 +53,9 @@ class RandomErasing(Transform[Boxes]):
         Zhong et al., Random Erasing Data Augmentation (arXiv 1708.04896), algorithm 1.
     """
 
-    p: float = field(default=0.5, kw_only=True)
-    scale: tuple[float, float] = field(default=(0.02, 0.33), kw_only=True)
-    ratio: tuple[float, float] = field(default=(0.3, 3.3), kw_only=True)
+    p: float = 0.5
+    scale: tuple[float, float] = (0.02, 0.33)
+    ratio: tuple[float, float] = (0.3, 3.3)
     fill: Fill = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ class Normalize(Transform[None]):
     is done in float32 (float64 for float64) and rounded once to ``dtype``.
 
     Args:
-        mean: one number for each channel, or one for all, in units of 0..1.
+        mean: one number for each channel, or one for all, in units of 0..1; a tensor will do.
         std: likewise, each greater than 0.
         dtype: floating dtype of the result.
 
@@ -39,8 +39,8 @@ class Normalize(Transform[None]):
         tensor([[[-2.,  2.]]])
     """
 
-    mean: float | Sequence[float]
-    std: float | Sequence[float]
+    mean: float | Sequence[float] | Tensor
+    std: float | Sequence[float] | Tensor
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
@@ -70,8 +70,8 @@ class Normalize(Transform[None]):
 def normalize(
     images: Tensor,
     *,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: float | Sequence[float] | Tensor,
+    std: float | Sequence[float] | Tensor,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Normalise each channel: (x/255 - mean) / std for uint8, (x - mean) / std for floating images.
@@ -101,8 +101,8 @@ def normalize(
 
 
 def channel_constants(
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    mean: float | Sequence[float] | Tensor,
+    std: float | Sequence[float] | Tensor,
     *,
     scale: float,
     channels: int,
