@@ -8,10 +8,12 @@
         --runs speedrun=1 --runs airbench94_muon=1
 
 Writes race/results.json and race/results.md after every run; the same command again goes on with a
-race that was broken off, with the same hardware, versions, data and settings only. Seconds of
-training include preparation (whitening) and leave evaluation and compilation out, as each contender
-counts them itself; those with six views add the final evaluation; wall seconds are those of the
-whole process, start to end. Operations are those of direct convolutions, however they are computed.
+race that was broken off, with the same hardware, versions, code, data and settings only. A run that
+fails is left out: the others go on, and the exit status is 1. Seconds of training include
+preparation (whitening) and leave evaluation and compilation out, as each contender counts them
+itself; those with all views add the final evaluation, from as many views of an image as the
+contender takes; wall seconds are those of the whole process, start to end. Operations are those of
+direct convolutions, however they are computed.
 
 `--images N` trains every contender on N of the training images only, with its usual batch: as much
 less time, no accuracy to speak of, but the ratio of the seconds of training. On other data than
@@ -28,7 +30,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -51,6 +54,8 @@ ROOT = Path(__file__).parents[1]
 PEAK = "peak_memory_bytes_of_the_largest"
 COMPILED = ["--compile"]
 AUTOTUNED = ["--compile", "max-autotune-no-cudagraphs"]  # which takes minutes more
+SOURCES = (Path(ft.__file__).parent, ROOT / "examples", ROOT / "benchmarks/references")
+VIEWS = {"none": 1, "mirror": 2, "translate": 3, "mirror_translate": 6}
 
 
 @dataclass(frozen=True)
@@ -75,12 +80,15 @@ def ours(
     return Contender(command, network, cifar10_94.RECIPES[recipe].batch_size)
 
 
-def reference(name: str, **network: Any) -> Contender:
-    return Contender([f"benchmarks/references/{name}.py"], partial(ft.speedrun_net, **network))
+def reference(name: str, *options: str, **network: Any) -> Contender:
+    command = [f"benchmarks/references/{name}.py", *options]
+    return Contender(command, partial(ft.speedrun_net, **network))
 
 
 NETWORK95 = partial(ft.speedrun_net, **cifar10_94.NETWORK95)
 NETWORK96 = partial(ft.speedrun_net, **cifar10_94.NETWORK96)
+AIRBENCH95: dict[str, Any] = {"widths": airbench95.WIDTHS}
+AIRBENCH96: dict[str, Any] = {"widths": airbench96_faster.WIDTHS, "depths": (3, 3, 3)}
 CONTENDERS = {
     "speedrun": ours("speedrun"),
     "speedrun_compiled": ours("speedrun", *COMPILED),
@@ -91,28 +99,48 @@ CONTENDERS = {
     "speedrun96_compiled": ours("speedrun96", *COMPILED, network=NETWORK96),
     "article": ours("article", network=ft.resnet9),
     "airbench94_muon": reference("airbench94_muon"),
-    "airbench95": reference("airbench95", widths=airbench95.WIDTHS),
-    "airbench96_faster": reference(
-        "airbench96_faster", widths=airbench96_faster.WIDTHS, depths=(3, 3, 3)
-    ),
+    "airbench94_muon_compiled": reference("airbench94_muon", *COMPILED),
+    "airbench95": reference("airbench95", **AIRBENCH95),
+    "airbench95_compiled": reference("airbench95", *COMPILED, **AIRBENCH95),
+    "airbench96_faster": reference("airbench96_faster", **AIRBENCH96),
+    "airbench96_faster_compiled": reference("airbench96_faster", *COMPILED, **AIRBENCH96),
     "fulcrum_e1": reference("fulcrum_e1"),
+    "fulcrum_e1_compiled": reference("fulcrum_e1", *COMPILED),
 }
+
+
+class RunError(Exception):
+    """A contender did not end well."""
 
 
 def run_contender(
     name: str, *, data: Path, seed: int, folder: Path, usual_batch: bool, flips: bool
 ) -> dict[str, Any]:
-    """Run one contender with one seed in a process of its own and return what it recorded."""
+    """Run one contender with one seed in a process of its own and return what it recorded.
+
+    What it writes to its standard error is in stderr.log in the folder, and passed on at its end.
+
+    Raises:
+        RunError: If it fails, with the end of that.
+    """
     contender = CONTENDERS[name]
     command = [sys.executable, *contender.command, "--data", str(data), "--seed", str(seed)]
     command += [] if flips else ["--no-flips"]
     if usual_batch and contender.batch_size is not None:
         command += ["--batch-size", str(contender.batch_size)]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "stderr.log"
     start = time.perf_counter()
-    subprocess.run([*command, "--output", str(folder)], cwd=ROOT, check=True)
+    with log.open("w") as errors:
+        ended = subprocess.run([*command, "--output", str(folder)], cwd=ROOT, stderr=errors)
     wall = time.perf_counter() - start
+    said = log.read_text(errors="replace")
+    if ended.returncode:
+        status = ended.returncode
+        raise RunError(f"{name}, seed {seed}, failed with status {status}:\n{said[-1000:].strip()}")
+    sys.stderr.write(said)
     record = json.loads((folder / "record.json").read_text())
-    keep = ("seed", "test_accuracy", "test_accuracy_tta", "device", "images_by_size")
+    keep = ("seed", "test_accuracy", "test_accuracy_tta", "tta", "device", "images_by_size")
     # Whitening and the like count: the reference does it within its training seconds.
     seconds = record["train_seconds"] + record.get("prepare_seconds", 0.0)
     return {
@@ -161,14 +189,28 @@ def smaller(data: Path, images: int, folder: Path) -> Path:
     return path
 
 
+def checksum(folders: Sequence[Path] = SOURCES) -> str:
+    """Return a checksum over the names and the text of the Python files in the folders."""
+    total = 0
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder.parent).as_posix()
+            total = zlib.crc32(name.encode() + b"\0" + path.read_bytes() + b"\0", total)
+    return f"{total:08x}"
+
+
 def previous_race(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
     """Return the rows and the peak memory of a race that was broken off."""
     if not path.exists():
         return [], 0
     report = json.loads(path.read_text())
-    here = ft.describe_environment(report["results"][0]["device"])
-    different = [key for key in here if report[key] != here[key]]
-    different += [key for key in settings if report.get(key, settings[key]) != settings[key]]
+    device = report["results"][0]["device"]
+    if device.startswith("cuda") != torch.cuda.is_available():  # where it is, all run on it
+        other = "CUDA, which is not here" if device.startswith("cuda") else "no CUDA, which is here"
+        raise SystemExit(f"{path} was measured with {other}: move it away")
+    # A file of before code was recorded is of other code, too.
+    settings = settings | ft.describe_environment(device)
+    different = [key for key, value in settings.items() if report.get(key) != value]
     if different:
         raise SystemExit(f"{path} was measured with other {' and '.join(different)}: move it away")
     return report["results"], report[PEAK]
@@ -177,9 +219,9 @@ def previous_race(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, 
 def table(results: list[dict[str, Any]], target: float) -> str:
     """Return a Markdown table: one line a contender, in the order of first appearance."""
     lines = [
-        f"| contender | runs | accuracy, six views (%) | one view (%) | runs at {target:g} % | "
-        "training (s) | with six views (s) | wall (s) | images/s | PFLOP |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| contender | runs | views | accuracy, all views (%) | one view (%) | "
+        f"runs at {target:g} % | training (s) | with all views (s) | wall (s) | images/s | PFLOP |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name in dict.fromkeys(row["contender"] for row in results):
         rows = [row for row in results if row["contender"] == name]
@@ -192,7 +234,8 @@ def table(results: list[dict[str, Any]], target: float) -> str:
         speed = ft.summarize([row["images_per_second"] for row in rows]).mean
         interval = "" if views.interval is None else " ({:.2f} to {:.2f})".format(*views.interval)
         lines.append(
-            f"| {name} | {views.runs} | {views.mean:.2f}{interval} | {one.mean:.2f} | "
+            f"| {name} | {views.runs} | {VIEWS[rows[0]['tta']]} ({rows[0]['tta']}) | "
+            f"{views.mean:.2f}{interval} | {one.mean:.2f} | "
             f"{views.share_at_target:.0%} | {' | '.join(f'{s:.1f}' for s in seconds)} | "
             f"{speed:.0f} | {rows[0]['flops'] / 1e15:.3f} |"
         )
@@ -220,20 +263,24 @@ def main() -> None:
         if name not in CONTENDERS or not count.isdecimal():
             parser.error(f"--runs must be NAME=N with one of {', '.join(CONTENDERS)}, got {name!r}")
     output, data = args.output.resolve(), args.data.resolve()
+    if not data.is_file():
+        parser.error(f"--data must be an .npz file, got {args.data}")
     settings = {"data": data.name, "images": args.images, "flips": not args.no_flips}
+    settings |= {"data_bytes": data.stat().st_size, "code": checksum()}
     results, peak = previous_race(output / "results.json", settings)
     if args.images is not None:
         if args.images < 2000:  # a batch of the largest
             parser.error(f"--images must be at least 2000, got {args.images}")
         data = smaller(data, args.images, output)
     done = {(row["contender"], row["seed"]) for row in results}
+    failed: list[str] = []
     for run in range(max(int(count) for _, count in wanted)):
         seed = args.first_seed + run
         for name, count in wanted:
             if run < int(count) and (name, seed) not in done:
                 folder = output / name / f"seed-{seed}"
-                results.append(
-                    run_contender(
+                try:
+                    row = run_contender(
                         name,
                         data=data,
                         seed=seed,
@@ -241,7 +288,11 @@ def main() -> None:
                         usual_batch=args.images is not None,
                         flips=not args.no_flips,
                     )
-                )
+                except RunError as error:
+                    print(error, file=sys.stderr, flush=True)
+                    failed.append(f"{name}, seed {seed}")
+                    continue
+                results.append(row)
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
                 peak = max(peak, 1024 * usage.ru_maxrss)
                 report = {**settings, "results": results, PEAK: peak}
@@ -250,6 +301,8 @@ def main() -> None:
                 )
                 (output / "results.md").write_text(table(results, args.target))
     print(table(results, args.target))
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ keeps the epoch's loss and accuracy as the Trainer does, and against Lightning a
 they are installed: on a tiny network, where overhead shows, and on ResNet9. `precision` trains
 ResNet9 in fp32 and, where the device has it, in bf16 (on CUDA also fp16, on a CPU also with
 Winograd's convolution), each in a process of its own: images a second and peak memory. `switches`
-does so for each speed switch alone and all together, on CUDA only.
+does so for each speed switch alone and all together, on CUDA only. Convolutions use TF32 in the
+settings with `tf32` alone.
 """
 
 from __future__ import annotations
@@ -346,6 +347,8 @@ def main() -> None:
     ft.keep_freed_memory()  # as the examples do; page faults are most of a CPU's noise
     device = ft.choose_device(args.device)
     warnings.filterwarnings("ignore", module="lightning")
+    # torch's own default is True, and fp32 would not be that.
+    torch.backends.cudnn.allow_tf32 = (args.measure or {}).get("tf32", False)
     if args.measure is not None:
         print(json.dumps(measure(args, device, args.measure)))
         return

@@ -7,7 +7,8 @@ images, both for steps that momentum has not enlarged, and 64 times that rate fo
 norms; a warm-up from a fifth of it within 23 % of the run, then down to 7 %; a lookahead every 5
 updates, ever slower. The original keeps weights and images in float16; here the weights are float32
 under autocast. On a CPU a batch is computed in parts of 512, which changes batch norm's statistics
-only, under bfloat16 autocast if the CPU multiplies that.
+only, under bfloat16 autocast if the CPU multiplies that. `--compile` compiles the network; the
+original is not compiled.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Net(base.Net):
         self.head.reset_parameters()
 
 
-def sgd_for(model: Net, rate: float, decay: float) -> torch.optim.SGD:
+def sgd_for(model: Net, rate: float, decay: float, *, fused: bool | None = None) -> torch.optim.SGD:
     """Return SGD for sums over a batch, at a rate and a decay given for 1024 images."""
     kilostep = 1024 * (1 + 1 / (1 - MOMENTUM))
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -48,6 +49,7 @@ def sgd_for(model: Net, rate: float, decay: float) -> torch.optim.SGD:
         ],
         momentum=MOMENTUM,
         nesterov=True,
+        fused=fused,
     )
 
 
@@ -62,12 +64,14 @@ def lookahead_decay(step: int, total: int) -> float:
     return 0.95**LOOKAHEAD_EVERY * (step / total) ** 3
 
 
-def train(data: base.Data, device: str) -> dict[str, Any]:
+def train(
+    data: base.Data, device: str, compiler: base.Compiler = base.UNCOMPILED
+) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
     x_train, y_train = data.x_train, data.y_train
-    model = Net(data.classes).to(device, memory_format=torch.channels_last)
-    sgd = sgd_for(model, RATE, DECAY)
+    model = compiler.network(Net(data.classes).to(device, memory_format=torch.channels_last))
+    sgd = sgd_for(model, RATE, DECAY, fused=compiler.fused)
     lookahead = base.Lookahead(model)
     per_epoch = base.batches_per_epoch(data, BATCH)
     total, step = EPOCHS * per_epoch, 0
@@ -75,7 +79,8 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
     schedule = torch.optim.lr_scheduler.LambdaLR(sgd, factor)
 
     start = time.perf_counter()
-    base.whiten(model.whiten, data.normalized(x_train[:5000]))
+    some = torch.randperm(len(x_train), device=device)[:5000]
+    base.whiten(model.whiten, data.normalized(x_train[some]))
     model.train()
     for epoch, images in enumerate(base.augmented(data, EPOCHS)):
         model.whiten.bias.requires_grad_(epoch < WHITEN_EPOCHS)

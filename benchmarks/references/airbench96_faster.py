@@ -8,7 +8,7 @@ translation by 4, a Cutout of 12 pixels inside the image; SGD as in airbench95, 
 decay of 0.012, a warm-up of a tenth of the run and a fall to 0. The proxy, groups of two
 convolutions of 32, 64 and 64 channels, sees the same images, and every fourth time learns from the
 half that it chose. The original trains it before, with the same augmentation once more; here the
-two go side by side, which is the same.
+two go side by side, which is the same. `--compile` compiles both networks, as the original does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def update(model: nn.Module, sgd: torch.optim.SGD, loss: torch.Tensor) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def train(data: base.Data, device: str) -> dict[str, Any]:
+def train(
+    data: base.Data, device: str, compiler: base.Compiler = base.UNCOMPILED
+) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     autocast = base.mixed_precision(device)
     x_train, y_train = data.x_train, data.y_train
@@ -65,9 +67,11 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
             if isinstance(norm, nn.BatchNorm2d):
                 norm.momentum = 0.1
         model.to(device, memory_format=torch.channels_last)
-    network, proxy = models
+    network, proxy = models = [compiler.network(model) for model in models]
     proxy.whiten.bias.requires_grad_(False)
-    network_sgd, proxy_sgd = optimizers = [previous.sgd_for(m, RATE, DECAY) for m in models]
+    network_sgd, proxy_sgd = optimizers = [
+        previous.sgd_for(model, RATE, DECAY, fused=compiler.fused) for model in models
+    ]
     per_epoch = base.batches_per_epoch(data, BATCH)
     total, step = EPOCHS * per_epoch, 0
     factor = partial(previous.rate_factor, total=total, warmup_share=WARMUP, last=0.0)
@@ -81,8 +85,9 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
 
     start = time.perf_counter()
+    some = torch.randperm(len(x_train), device=device)[:5000]
     for model in models:
-        base.whiten(model.whiten, data.normalized(x_train[:5000]))
+        base.whiten(model.whiten, data.normalized(x_train[some]))
         model.train()
     epochs = base.augmented(data, EPOCHS, reach=REACH, cutout=CUTOUT)
     for epoch, images in enumerate(epochs):

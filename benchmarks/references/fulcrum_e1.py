@@ -6,8 +6,8 @@ Hiverge's: batches of 1536; 3 epochs at 24 pixels, 3 at 28, the rest at 32; rate
 and 0.5415 (head), for a loss that is a sum, and 0.2255 (Muon), which fall to 5 % within 8.5 epochs
 and stay there up to 8.875; label smoothing 0.09; jittered intensity; SiLU; from 8 updates before
 the end of the fall on, a lookahead of decay 0.7 every 4 updates. On a CPU a batch is computed in
-parts of 512, under bfloat16 autocast if it multiplies that. The CUDA graph of the original is left
-out.
+parts of 512, under bfloat16 autocast if it multiplies that. The CUDA graph of the original's update
+is left out; with `--compile`, the network and the orthogonalisation are compiled.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class Net(base.Net):
 
 
 def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
-    x = gradient.to(torch.bfloat16 if gradient.is_cuda or base.has_bf16() else torch.float32)
-    x = x / (x.norm() + 1e-7)
+    x = gradient / (gradient.norm() + 1e-7)
     x = x.T if gradient.shape[0] > gradient.shape[1] else x
     for _ in range(3):
         a = x @ x.T
@@ -62,8 +61,8 @@ def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
 class Muon:
     """Steps whose weights are brought back to norm sqrt(C_out) ever more seldom."""
 
-    def __init__(self, convs: list[nn.Parameter]) -> None:
-        self.convs = convs
+    def __init__(self, convs: list[nn.Parameter], orthogonalize: base.Function) -> None:
+        self.convs, self.orthogonalize = convs, orthogonalize
         self.buffers = [torch.zeros_like(conv) for conv in convs]
         self.since_renorm = 0
 
@@ -74,7 +73,7 @@ class Muon:
         for weight, buffer in zip(self.convs, self.buffers, strict=True):
             buffer.mul_(MUON_MOMENTUM).add_(weight.grad)
             momentum = weight.grad.add(buffer, alpha=MUON_MOMENTUM)
-            update = orthogonalized(momentum.flatten(1)).view_as(weight)
+            update = self.orthogonalize(base.matrix(momentum)).view_as(weight)
             weight.data.mul_(1 - WEIGHT_DECAY)
             if renorm:
                 weight.data.mul_(len(weight) ** 0.5 / weight.data.norm())
@@ -89,12 +88,15 @@ def jittered(x: torch.Tensor) -> torch.Tensor:
     return (x + shift) * (1 + scale)
 
 
-def train(data: base.Data, device: str) -> dict[str, Any]:
+def train(
+    data: base.Data, device: str, compiler: base.Compiler = base.UNCOMPILED
+) -> dict[str, Any]:
     """Train once and return seconds and accuracies; the caller sets the seed."""
     on_cpu, autocast = device == "cpu", base.mixed_precision(device)
     x_train, y_train = data.x_train, data.y_train
-    model = Net(data.classes).to(device, memory_format=torch.channels_last)
-    muon = Muon([p for p in model.parameters() if p.ndim == 4 and p.requires_grad])
+    model = compiler.network(Net(data.classes).to(device, memory_format=torch.channels_last))
+    convs = [p for p in model.parameters() if p.ndim == 4 and p.requires_grad]
+    muon = Muon(convs, compiler.function(orthogonalized))
     norms = [p for name, p in model.named_parameters() if "norm" in name and p.requires_grad]
     rates = [BIAS_RATE, BIAS_RATE, HEAD_RATE]
     groups = zip([[model.whiten.bias], norms, [model.head.weight]], rates, strict=True)
@@ -102,6 +104,7 @@ def train(data: base.Data, device: str) -> dict[str, Any]:
         [{"params": p, "lr": rate, "weight_decay": WEIGHT_DECAY / rate} for p, rate in groups],
         momentum=SGD_MOMENTUM,
         nesterov=True,
+        fused=compiler.fused,
     )
     per_epoch = base.batches_per_epoch(data, BATCH)
     total, decay_end = round(EPOCHS * per_epoch), round(DECAY_EPOCHS * per_epoch)

@@ -26,6 +26,8 @@ def test_every_trick_is_turned_round_once_a_seed(run, npz, tmp_path):
         ]
         assert worth["mean"] == pytest.approx(sum(by_hand) / 2)
         assert f"{name:<16} on minus off: {worth['mean']:.2f} points" in out
+    for usual, one_view in zip(record["rows"]["usual"], record["rows"]["views"], strict=True):
+        assert one_view == usual | {"accuracy": usual["accuracy_one_view"]}  # trained once
 
 
 def test_one_trick_alone_can_be_asked_for(run, npz, tmp_path):

@@ -9,13 +9,19 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
+from torch._dynamo.utils import counters
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+REFERENCES = ["airbench94_muon", "airbench95", "airbench96_faster", "fulcrum_e1"]
+RECORD = {"seed": 3, "test_accuracy": 0.5, "test_accuracy_tta": 0.6, "tta": "mirror"}
+RECORD |= {"device": "cpu", "images_by_size": {"32": 10}, "train_seconds": 2.0, "tta_seconds": 1.0}
 
 
 @pytest.fixture
@@ -65,11 +71,14 @@ def race(path, monkeypatch):
 
 
 def test_a_race_passes_on_what_it_was_asked(race, tmp_path, monkeypatch):
-    record = {"seed": 3, "test_accuracy": 0.5, "test_accuracy_tta": 0.6, "device": "cpu"}
-    record |= {"images_by_size": {"32": 10}, "train_seconds": 2.0, "tta_seconds": 1.0}
-    (tmp_path / "record.json").write_text(json.dumps(record))
+    (tmp_path / "record.json").write_text(json.dumps(RECORD))
     commands = []
-    monkeypatch.setattr(race.subprocess, "run", lambda command, **_: commands.append(command))
+
+    def run(command, **_):
+        commands.append(command)
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr(race.subprocess, "run", run)
     for name in ("speedrun", "airbench94_muon"):
         for own in (True, False):
             choices = {"usual_batch": own, "flips": own}
@@ -88,6 +97,57 @@ def test_a_race_goes_on_with_the_same_settings_only(race, tmp_path):
     assert race.previous_race(path, {"data": "a.npz", "flips": True}) == ([row], 5)
     with pytest.raises(SystemExit, match="other flips: move it away"):
         race.previous_race(path, {"data": "a.npz", "flips": False})
+    # code was not recorded once
+    with pytest.raises(SystemExit, match="other code: move it away"):
+        race.previous_race(path, {"data": "a.npz", "flips": True, "code": "0"})
+    here = "no CUDA, which is here"
+    if not torch.cuda.is_available():
+        here = "CUDA, which is not here"
+        path.write_text(json.dumps(report | {"results": [{"device": "cuda"}]}))
+    with pytest.raises(SystemExit, match=f"measured with {here}: move it away"):
+        race.previous_race(path, {})
+
+
+def test_a_checksum_changes_with_the_text_and_the_names_of_files(race, tmp_path):
+    (tmp_path / "a").mkdir()
+    found = []
+    for name, text in (("x.py", "1"), ("x.py", "2"), ("y.py", ""), ("notes.txt", "")):
+        (tmp_path / "a" / name).write_text(text)
+        found.append(race.checksum([tmp_path / "a"]))
+    assert len({*found[:3]}) == 3
+    assert found[3] == found[2]
+    assert race.checksum() == race.checksum()
+    assert all(list(folder.rglob("*.py")) for folder in race.SOURCES)
+
+
+def test_a_race_outlives_a_contender_that_fails(race, tmp_path, monkeypatch, capsys):
+    def run(command, stderr, **_):
+        folder, seed = (command[command.index(name) + 1] for name in ("--output", "--seed"))
+        if "airbench94" in command[1] and seed == "0":
+            stderr.write("a line\nerror: no luck today\n")
+            return CompletedProcess(command, 9)
+        tta = "mirror_translate" if "references" in command[1] else "mirror"
+        record = RECORD | {"seed": int(seed), "tta": tta}
+        (Path(folder) / "record.json").write_text(json.dumps(record))
+        return CompletedProcess(command, 0)
+
+    monkeypatch.setattr(race.subprocess, "run", run)
+    data, output = tmp_path / "x.npz", tmp_path / "race"
+    data.write_bytes(b"123")
+    wanted = ["--runs", "airbench94_muon=2", "--runs", "article=1"]
+    arguments = ["race", "--data", data, "--output", output, *wanted]
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    with pytest.raises(SystemExit) as end:
+        race.main()
+    assert end.value.code == "failed: airbench94_muon, seed 0"  # Python prints it and ends with 1
+    shown = capsys.readouterr()
+    assert "airbench94_muon, seed 0, failed with status 9:\na line\nerror: no luck" in shown.err
+    report = json.loads((output / "results.json").read_text())
+    rows = [(row["contender"], row["seed"], row["tta"]) for row in report["results"]]
+    assert rows == [("article", 0, "mirror"), ("airbench94_muon", 1, "mirror_translate")]
+    assert report["data_bytes"] == 3
+    assert "| article | 1 | 2 (mirror) | 60.00 |" in shown.out
+    assert "| airbench94_muon | 1 | 6 (mirror_translate) | 60.00 |" in shown.out
 
 
 def test_a_race_counts_the_operations_of_every_contender(race):
@@ -103,7 +163,8 @@ def test_a_race_counts_the_operations_of_every_contender(race):
         # Backward costs twice that, less the gradients of the images, which nothing needs.
         assert found[name] == 2 * (whiten + macs[0] * 2 + 3 * sum(macs[1:]) + 3 * head)
     assert found["speedrun"] == found["airbench94_muon"] == found["fulcrum_e1"]
-    assert found["speedrun"] == found["speedrun_compiled"]
+    for name in ("speedrun", *REFERENCES):
+        assert found[name] == found[f"{name}_compiled"]
     assert found["airbench95"] > found["speedrun95"] == found["speedrun95_compiled"]
     assert found["airbench96_faster"] > found["speedrun96"] > found["airbench95"]
     assert found["speedrun95"] > found["speedrun"]
@@ -132,19 +193,23 @@ def reference(path, monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("flips", [True, False])
-@pytest.mark.parametrize(
-    "name", ["airbench94_muon", "airbench95", "airbench96_faster", "fulcrum_e1"]
-)
-def test_a_reference_takes_other_data(reference, tmp_path, name, flips):
-    module, base = reference(name), reference("airbench94_muon")
+@pytest.fixture
+def noise(tmp_path):
+    """An .npz of images that mean nothing, of seven classes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 200, (60, 24, 24, 3)).astype("u1")
     images[..., 0] //= 2
     labels = np.arange(60) % 7
     data = tmp_path / "noise.npz"
     np.savez(data, x_train=images[:50], y_train=labels[:50], x_test=images[50:], y_test=labels[50:])
-    loaded = base.load(str(data), "cpu", flips=flips)
+    return str(data)
+
+
+@pytest.mark.parametrize("flips", [True, False])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_reference_takes_other_data(reference, noise, name, flips):
+    module, base = reference(name), reference("airbench94_muon")
+    loaded = base.load(noise, "cpu", flips=flips)
     channels = loaded.normalized(loaded.x_train).transpose(0, 1).flatten(1)
     torch.testing.assert_close(channels.mean(1), torch.zeros(3), rtol=0, atol=5e-4)
     torch.testing.assert_close(channels.std(1, correction=0), torch.ones(3), rtol=0, atol=5e-4)
@@ -152,6 +217,66 @@ def test_a_reference_takes_other_data(reference, tmp_path, name, flips):
     found = module.train(loaded, "cpu")
     sizes = {"fulcrum_e1": {"18": 40, "24": 40}, "airbench96_faster": {"24": 28}}
     assert found["images_by_size"] == sizes.get(name, {"24": 80})
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_compiled_reference_is_reset_and_has_nothing_left_to_compile(
+    reference, noise, tmp_path, monkeypatch, name
+):
+    torch._dynamo.reset()
+    module, base = reference(name), reference("airbench94_muon")
+    compile, evaluate, compiled, runs = torch.compile, base.accuracies, [], []
+    networks = [module.Net, module.Proxy] if name == "airbench96_faster" else [module.Net]
+    for network in networks:
+        monkeypatch.setattr(network, "widths", (8, 16, 16))
+
+    def record(function, **options):
+        compiled.append((getattr(function, "__self__", function), options))
+        return compile(function, backend="eager", dynamic=options["dynamic"])
+
+    def accuracies(model, *rest):
+        found = evaluate(model, *rest)
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        runs.append((model, weights, counters["stats"]["unique_graphs"]))
+        return found
+
+    monkeypatch.setattr(torch, "compile", record)
+    monkeypatch.setattr(base, "accuracies", accuracies)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)  # to be set back
+    arguments = [name, "--data", noise, "--output", str(tmp_path), "--device", "cpu"]
+    for options in ([], ["--compile"]):
+        monkeypatch.setattr(sys, "argv", [*arguments, *options])
+        base.main(name, module.train)
+        report = json.loads((tmp_path / "record.json").read_text())
+        assert report["compile"] == bool(options)
+        assert (report["precompile_seconds"] > 0) == bool(options)
+    plain, *warm_ups, run = runs
+    assert len(warm_ups) == 3
+    assert all(model is run[0] for model, *_ in warm_ups)
+    functions = [module.orthogonalized] if hasattr(module, "orthogonalized") else []
+    assert [type(what) for what, _ in compiled[: len(networks)]] == networks
+    assert compiled[0][0] is run[0]
+    assert [what for what, _ in compiled[len(networks) :]] == functions
+    assert all(options["mode"] == "default" for _, options in compiled[: len(networks)])
+    assert plain[2] < warm_ups[0][2] == run[2]
+    for key, value in plain[1].items():
+        assert torch.equal(value, run[1][key])
+
+
+@pytest.mark.parametrize("reach", [1, 2, 3, 4])
+def test_a_reference_crops_each_image_at_a_place_of_its_own(reference, reach):
+    base, count, places = reference("airbench94_muon"), 4000, 2 * reach + 1
+    side = 5 + 2 * reach
+    numbers = torch.arange(3 * side * side).view(3, side, side)
+    padded = 1000 * torch.arange(count).view(-1, 1, 1, 1) + numbers
+    torch.manual_seed(0)
+    found = base.cropped(padded, reach)
+    corners = found[:, 0, 0, 0] % 1000
+    y, x = corners // side, corners % side
+    wanted = [padded[i, :, y[i] : y[i] + 5, x[i] : x[i] + 5] for i in range(count)]
+    assert torch.equal(found, torch.stack(wanted))
+    torch.manual_seed(0)
+    assert torch.equal(torch.stack([y, x], 1), torch.randint(places, (count, 2)))
 
 
 def test_where_mirrors_are_wrong_a_reference_shows_none(reference):
@@ -237,6 +362,79 @@ def test_other_data_is_read_from_class_folders(run, tmp_path):
             assert (found[f"x_{part}"][:, 0, 0, 0] == 100 * found[f"y_{part}"]).all()
         seen = {(int(red), int(green)) for red, green in found["x_train"][:, 0, 0, :2]}
         assert len(seen) == 7  # no image twice
+
+
+def test_other_data_tests_on_val_where_test_has_no_labels(run, tmp_path):
+    for folder in ("train/cat", "train/dog", "test/images", "val/cat", "val/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "0.png")
+    output = tmp_path / "new" / "folder" / "x.npz"
+    run("other_data.py", tmp_path, "--size", 8, "--output", output)
+    with np.load(output) as found:
+        assert found["y_test"].tolist() == [0, 1]
+    with pytest.raises(SystemExit, match="expected class folders in test/ or val/ of .*cat"):
+        run("other_data.py", tmp_path / "train" / "cat", "--output", output)
+
+
+class Parts:
+    """A data set with the parts of OxfordIIITPet, and one image."""
+
+    def __init__(self, root, split="trainval", download=False):
+        if split not in ("trainval", "test"):
+            raise ValueError(f"Unknown value {split!r}")
+        self.label = ("trainval", "test").index(split)
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return Image.new("RGB", (8, 8)), self.label
+
+
+class Digits(Parts):
+    """With MNIST's arguments."""
+
+    def __init__(self, root, train=True, download=False):
+        self.label = int(not train)
+
+
+class Letters(Digits):
+    """With EMNIST's."""
+
+    def __init__(self, root, split, **options):
+        if split != "letters":
+            raise ValueError(f"Unknown value {split!r}")
+        super().__init__(root, **options)
+
+
+@pytest.fixture
+def small_sets(monkeypatch):
+    """Put the data sets above into torchvision."""
+    for kind in (Parts, Digits, Letters):
+        monkeypatch.setattr(torchvision.datasets, kind.__name__, kind, raising=False)
+
+
+@pytest.mark.parametrize("arguments", [["Parts"], ["Digits"], ["Letters", "--split", "letters"]])
+def test_other_data_takes_the_parts_that_a_data_set_has(run, small_sets, tmp_path, arguments):
+    output = tmp_path / "x.npz"
+    run("other_data.py", *arguments, "--size", 8, "--output", output)
+    with np.load(output) as found:
+        assert (found["y_train"].tolist(), found["y_test"].tolist()) == ([0], [1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Letters"], "--split must name one of its data sets for Letters, got None"),
+        (["Letters", "--split", "signs"], "Letters: Unknown value 'signs'"),
+        (["Digits", "--split", "letters"], "--split must be left out for Digits, got letters"),
+    ],
+)
+def test_other_data_asks_for_a_split_where_there_are_several(
+    run, small_sets, tmp_path, arguments, message
+):
+    with pytest.raises(SystemExit, match=message):
+        run("other_data.py", *arguments, "--output", tmp_path / "x.npz")
 
 
 @pytest.fixture
