@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
+from heated_loss import Heated
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -112,19 +113,8 @@ def weighted_and_looking_ahead(world, folder):
     return trainer
 
 
-class Heated(nn.Module):
-    """A loss with a parameter, which starts from another number in each process."""
-
-    def __init__(self, start):
-        super().__init__()
-        self.heat = nn.Parameter(torch.tensor(float(start)))
-
-    def forward(self, outputs, targets):
-        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
-
-
 def learned_loss(world, folder):
-    model, loss = make_model(), Heated(world.rank)
+    model, loss = make_model(), Heated(float(world.rank))
     sgd = torch.optim.SGD([*model.parameters(), *loss.parameters()], lr=0.05, momentum=0.9)
     trainer = make_trainer(model, sgd, loss=loss, micro_batch_size=3)
     trainer.fit(make_loader(world), 3, val=make_val())
@@ -236,7 +226,7 @@ def run(world, folder):
         trainer = case(world, folder)
         name = f"{case.__name__}-{world.rank}"
         weights = {k: v.contiguous() for k, v in trainer.model.state_dict().items()}
-        weights |= {f"loss.{k}": v for k, v in trainer.loss.state_dict().items()}
+        weights |= {f"loss.{k}": v.detach() for k, v in trainer.loss.named_parameters()}
         weights["logits"] = trainer.predict(make_val())
         for wide in getattr(trainer.model, "wide", []):
             weights["beside"] = wide[:, 1].clone()

@@ -10,6 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from heated_loss import Heated
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
@@ -732,19 +733,6 @@ def test_going_on_from_an_older_one_loses_none_of_the_later(tmp_path):
     other.fit(make_loader(), 4, checkpoints=elsewhere, resume=tmp_path / "epoch-0001")
     assert names(elsewhere) == ["epoch-0003", "epoch-0004"]
     assert other.last_checkpoint == elsewhere / "epoch-0004"
-
-
-class Heated(nn.Module):
-    """A loss with a parameter and a buffer of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.heat = nn.Parameter(torch.zeros(()))
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, outputs, targets):
-        self.calls += 1
-        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
 
 
 def heated_trainer():

@@ -14,6 +14,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.nn.functional as F
+from heated_loss import Heated
 from random_batches import make_batches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -79,17 +80,6 @@ def test_a_replayed_graph_trains_as_the_plain_step(cuda_graph, options):
     assert graphed._gradients.graph._recordings
     # Muon multiplies in bf16 there, where a last bit of the gradient may turn one of the update.
     assert_close(graphed, plain, rtol=1e-2, atol=1e-3)
-
-
-class Heated(nn.Module):
-    """A loss with a parameter of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.heat = nn.Parameter(torch.zeros(()))
-
-    def forward(self, outputs, targets):
-        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from heated_loss import Heated
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -173,19 +174,6 @@ def test_an_error_in_the_block_leaves_no_trace_and_is_passed_on():
     with pytest.raises(RuntimeError, match="broken"):
         fail()
     assert_equal(before, everything(model, optimizer))
-
-
-class Heated(nn.Module):
-    """A loss with a parameter and a count of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.heat = nn.Parameter(torch.zeros(()))
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, outputs, targets):
-        self.calls += 1
-        return nn.functional.cross_entropy(outputs * self.heat.exp(), targets)
 
 
 @pytest.mark.parametrize(
