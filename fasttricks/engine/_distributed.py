@@ -12,7 +12,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import RandomSampler, SequentialSampler
+
+from fasttricks.engine._lists import parameters_of
 
 T = TypeVar("T")
 
@@ -114,12 +117,12 @@ def share_tensors(tensors: Sequence[Tensor]) -> None:
                 tensor.copy_(dense)
 
 
-def average_gradients(parameters: Sequence[nn.Parameter], *, but: nn.Module) -> None:
+def average_gradients(optimizers: Sequence[Optimizer], *, but: nn.Module) -> None:
     """Give every process the mean of all processes' gradients, but for those of a ``Replica``."""
     if world_size() == 1:
         return
     averaged = set(but.parameters())
-    for parameter in parameters:
+    for parameter in parameters_of(optimizers):
         if parameter.requires_grad and parameter not in averaged:
             if parameter.grad is None:  # the others' may have one
                 parameter.grad = torch.zeros_like(parameter)

@@ -177,7 +177,7 @@ class Gradients:
             factor = number / len(part)
             mean = losses[-1] if isinstance(factor, float) and factor == 1 else losses[-1] * factor
             counted.append((mean, outputs.detach(), part_targets))
-        average_gradients(parameters_of(trainer.optimizers), but=trainer.model)
+        average_gradients(trainer.optimizers, but=trainer.model)
         total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         return mean_over_processes(total), counted
 
