@@ -15,7 +15,8 @@ import torch
 from fasttricks.data._batch_pickle import array_from, load_batch
 from fasttricks.data._errors import DataError, reason_of
 from fasttricks.data._image_set import ImageSet
-from fasttricks.data._source import Pair, Progress, Source, stamp_files
+from fasttricks.data._progress import Progress
+from fasttricks.data._source import Pair, Source, stamp_files
 
 ARCHIVE_NAME = "cifar-10-python.tar.gz"
 BATCHES_FOLDER = "cifar-10-batches-py"

@@ -12,7 +12,7 @@ from typing import IO
 
 from fasttricks.data._cifar10 import ARCHIVE_NAME
 from fasttricks.data._errors import DataUnavailableError, reason_of
-from fasttricks.data._source import Progress
+from fasttricks.data._progress import Progress
 
 # for connecting and for each read: who has no network waits seconds, not minutes
 _TIMEOUT_SECONDS = 8.0

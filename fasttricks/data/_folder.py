@@ -14,14 +14,13 @@ import torch
 from fasttricks.data._decode import decode_image
 from fasttricks.data._errors import DataError
 from fasttricks.data._image_set import ImageSet
-from fasttricks.data._source import FileStamp, Pair, Progress, Source, name_of, stamp_file
+from fasttricks.data._progress import Progress, report
+from fasttricks.data._source import FileStamp, Pair, Source, name_of, stamp_file
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".bmp"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"),
 )
-# often enough for a smooth bar, seldom enough to cost nothing
-_PROGRESS_EVERY = 256
 
 
 def find_folder(path: Path) -> Source:
@@ -152,8 +151,7 @@ def _decode_splits(
                 )
             row[...] = image
             done += 1
-            if progress is not None and (done % _PROGRESS_EVERY == 0 or done == total):
-                progress(done, total, "decoding images")
+            report(progress, done, total, "decoding images")
         arrays.append(array)
     return arrays
 

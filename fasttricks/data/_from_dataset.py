@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fasttricks.data._decode import as_rgb
-
-if TYPE_CHECKING:
-    from fasttricks.data._source import Progress
-
-# often enough for a smooth bar, seldom enough to cost nothing
-_PROGRESS_EVERY = 256
+from fasttricks.data._progress import Progress, report
 
 
 class Dataset(Protocol):
@@ -52,8 +47,7 @@ def read_dataset(
                 f"dataset must hold images of one size, got {sizes[0]} and {sizes[1]} (image "
                 f"{index}); pass size="
             )
-        if progress is not None and ((index + 1) % _PROGRESS_EVERY == 0 or index + 1 == number):
-            progress(index + 1, number, "reading images")
+        report(progress, index + 1, number, "reading images")
     channels = max(len(image) for image in images)
     images = [image.expand(channels, -1, -1) if len(image) == 1 else image for image in images]
     if any(len(image) != channels for image in images):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from fasttricks._checks import check_fraction, check_integer
 from fasttricks.data._from_dataset import Dataset, class_names, read_dataset
-
-if TYPE_CHECKING:
-    from fasttricks.data._source import Progress
+from fasttricks.data._progress import Progress
 
 
 @dataclass(frozen=True, eq=False, repr=False)

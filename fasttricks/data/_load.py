@@ -18,7 +18,8 @@ from fasttricks.data._download import fetch_cifar10
 from fasttricks.data._errors import DataError, DataNotFoundError
 from fasttricks.data._folder import find_folder
 from fasttricks.data._npz import find_npz
-from fasttricks.data._source import Pair, Progress, Source, name_of
+from fasttricks.data._progress import Progress
+from fasttricks.data._source import Pair, Source, name_of
 
 
 def load_data(

@@ -12,7 +12,8 @@ import torch
 
 from fasttricks.data._errors import DataError, reason_of
 from fasttricks.data._image_set import ImageSet
-from fasttricks.data._source import Pair, Progress, Source, name_of, stamp_files
+from fasttricks.data._progress import Progress
+from fasttricks.data._source import Pair, Source, name_of, stamp_files
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 # stops a stray label (an id, a hash) from making millions of class names

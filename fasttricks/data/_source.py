@@ -11,9 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from fasttricks.data._errors import DataError
 from fasttricks.data._image_set import ImageSet
-
-Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)`` during slow work."""
+from fasttricks.data._progress import Progress
 
 Pair: TypeAlias = tuple[ImageSet, ImageSet]
 """The training set and the test set."""

@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from fasttricks._checks import check_fraction, check_integer, check_non_negative, length_of
 from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._device import device_of
 from fasttricks.engine._inputs import inputs_of
 from fasttricks.engine._lists import by_dtype, copy_each
 from fasttricks.engine._precision import Precision
@@ -366,7 +367,7 @@ def _estimate_statistics(model: nn.Module, batches: Iterable[Batch]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     started = False
     try:
         for images in map(inputs_of, batches):

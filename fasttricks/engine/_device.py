@@ -1,8 +1,9 @@
-"""The choice of a device by name."""
+"""The choice of a device by name, and a model's."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from fasttricks._checks import check_choice
 
@@ -39,3 +40,8 @@ def choose_device(name: str = "auto") -> str:
             "not find here; use device='cpu' or 'auto'"
         )
     return name
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction
+from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import collect, world_size
 from fasttricks.engine._inputs import (
     check_batch,
@@ -91,7 +92,7 @@ def predict(
         Views and weights as in airbench (Jordan 2024, arXiv 2404.00498, section 3.5), and fewer
         images in all of them as in Hiverge's recipe (2025).
     """
-    views, precision = _Views(tta, tta_share), as_precision(precision, _device_of(model))
+    views, precision = _Views(tta, tta_share), as_precision(precision, device_of(model))
     check_batches(batches)
     logits = []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
@@ -152,7 +153,7 @@ def evaluate(
     targets = _joined(labels, dealt)
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
-    device = _device_of(model) if dealt and world_size() > 1 else logits.device
+    device = device_of(model) if dealt and world_size() > 1 else logits.device
     mode = _evaluation_mode(loss) if isinstance(loss, nn.Module) else nullcontext()
     with mode, torch.no_grad():
         mean = check_mean(loss(logits.to(device), targets.to(device))).item()
@@ -257,7 +258,3 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in training.items():
             module.training = flag
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

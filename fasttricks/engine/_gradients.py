@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch, with_loss
 from fasttricks.engine._cuda_graph import Counted, Graphed
+from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import Replica, average_gradients, world_size
 from fasttricks.engine._inputs import check_outputs
 from fasttricks.engine._lists import parameters_of
@@ -53,7 +54,7 @@ class Gradients:
         cuda_graph: bool | str,
         optimizers: Sequence[Optimizer],
     ) -> None:
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        device = device_of(model)
         self.select = select
         self._all = with_loss(model, loss)
         updates = cuda_graph == "step"

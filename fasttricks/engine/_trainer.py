@@ -33,6 +33,7 @@ from fasttricks.engine._checkpoint import (
     settings_of,
 )
 from fasttricks.engine._cuda_graph import check_settings
+from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import (
     check_shared,
     deal,
@@ -206,7 +207,7 @@ class Trainer:
             check_names(metrics)
         self.metrics = dict(metrics or {})
         self.model = model
-        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.device = device_of(model)
         self.loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing) if loss is None else loss
         self.precision = as_precision(precision, self.device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format

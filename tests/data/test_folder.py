@@ -144,7 +144,7 @@ def test_a_corrupt_image_is_named(make_tree, load):
 
 
 def test_progress_counts_to_the_number_of_images(make_tree, load, monkeypatch):
-    monkeypatch.setattr("fasttricks.data._folder._PROGRESS_EVERY", 5)
+    monkeypatch.setattr("fasttricks.data._progress._EVERY", 5)
     root, _ = make_tree()
     calls = []
     load(root, progress=lambda *call: calls.append(call))
