@@ -16,6 +16,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from scipy.optimize import minimize_scalar
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 from torch._dynamo.utils import counters
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -61,13 +64,65 @@ def test_loader_share_measures_every_recipe_at_every_size(run, tmp_path, monkeyp
     assert all(0 < row["loading_share"] < 1 for row in rows)
 
 
+def test_a_trial_is_judged_on_held_out_images_and_added_to_the_others(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.arange(500) % 4
+    images = rng.integers(0, 64, (500, 24, 24, 3)) + 48 * labels[:, None, None, None]
+    tests = np.zeros((4, 24, 24, 3), "u1")
+    data, output = tmp_path / "grey.npz", tmp_path / "new" / "trials.jsonl"
+    np.savez(data, x_train=images.astype("u1"), y_train=labels, x_test=tests, y_test=range(4))
+    options = ["--data", data, "--output", output, "--held-out", 100, "--images", 300, "--side", 16]
+    for rate in ("0.1", "0.2"):
+        changes = ["--set", "widths=8,12,12", f"muon_lr={rate}"]
+        run("held_out.py", "speedrun", *options, "--epochs", 8, *changes)
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["changes"]["muon_lr"] for row in rows] == [0.1, 0.2]
+    for row in rows:
+        assert (row["images"], row["held_out"], row["image_size"]) == (300, 100, [16, 16])
+        assert row["changes"]["widths"] == [8, 12, 12]
+        assert row["updates"] == 8 * (300 // row["batch_size"])
+        assert row["tta"] == "mirror_translate"
+        assert row["accuracy"] > 0.5  # the brightness tells the class
+        assert 0 <= row["loss"] < np.log(4)
+    assert "of 100 held-out images" in capsys.readouterr().out
+
+
+def test_the_loss_of_a_trial_is_that_at_the_best_temperature(script):
+    held_out = script("held_out.py")
+    rng = torch.Generator().manual_seed(0)
+    odds = torch.randn(500, 5, generator=rng)
+    labels = torch.distributions.Categorical(logits=odds).sample()
+    found = held_out.best_loss(8 * odds, labels)
+    fit = minimize_scalar(
+        lambda factor: log_loss(labels, softmax(factor * odds.numpy(), axis=1), labels=range(5))
+    )
+    assert found == pytest.approx(fit.fun, abs=1e-3)
+
+
+@pytest.mark.parametrize("text", ["widths", "muon_lr=x", "muon_lr="])
+def test_a_trial_says_which_change_it_does_not_read(run, tmp_path, capsys, text):
+    with pytest.raises(SystemExit):
+        run("held_out.py", "speedrun", "--data", "x.npz", "--output", tmp_path / "t", "--set", text)
+    assert f"must be name=number or name=number,number, got '{text}'" in capsys.readouterr().err
+
+
 @pytest.fixture
-def race(path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("race", FOLDER / "time_to_accuracy.py")
-    race = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "race", race)  # where dataclasses look
-    spec.loader.exec_module(race)
-    return race
+def script(path, monkeypatch):
+    """Loads a script as a module."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location("script", FOLDER / name)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "script", module)  # where dataclasses look
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def race(script):
+    return script("time_to_accuracy.py")
 
 
 def test_a_race_passes_on_what_it_was_asked(race, tmp_path, monkeypatch):
