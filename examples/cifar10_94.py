@@ -77,7 +77,7 @@ def speedrun(
     few = min(len(some), _shared.at_once(1000, some))
     clean = replace(plan, train=some, batch_size=few).loader(normalize)
 
-    # SGD's rates grow with the batch, Muon's with its square root: its update has a fixed size.
+    # SGD's rates grow with the batch, Muon's (of 1,536) with its root: an update has one size.
     # Rate times weight decay is 1e-6 an image. The numbers are those of Hiverge (2025).
     bias = [model.whiten.bias]
     convolutions, others = ft.split_for_muon(model)
@@ -137,7 +137,7 @@ class Recipe:
     tta: str = "mirror_translate"
 
 
-# Wider where the map is small: one chosen on held-out images, one after airbench96 (95.6 % yet).
+# Wider where the map is small; that for 96 % is untuned, and has 95.6 (docs/results/speedrun.md).
 NETWORK95 = {"widths": (64, 384, 384), "depths": (2, 2, 3)}
 NETWORK96 = {"widths": (128, 384, 512), "depths": (2, 3, 3)}
 RECIPES = {

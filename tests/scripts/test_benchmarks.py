@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -83,7 +84,7 @@ def test_a_trial_is_judged_on_held_out_images_and_added_to_the_others(run, tmp_p
         assert row["updates"] == 8 * (300 // row["batch_size"])
         assert row["tta"] == "mirror_translate"
         assert row["accuracy"] > 0.5  # the brightness tells the class
-        assert 0 <= row["loss"] < np.log(4)
+        assert 0 <= row["cross_entropy"] < np.log(4)
     assert "of 100 held-out images" in capsys.readouterr().out
 
 
@@ -99,11 +100,37 @@ def test_the_loss_of_a_trial_is_that_at_the_best_temperature(script):
     assert found == pytest.approx(fit.fun, abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["widths", "muon_lr=x", "muon_lr="])
+@pytest.mark.parametrize("text", ["widths", "muon_lr=x", "muon_lr=", "muon_lr='a'", "widths=()"])
 def test_a_trial_says_which_change_it_does_not_read(run, tmp_path, capsys, text):
     with pytest.raises(SystemExit):
         run("held_out.py", "speedrun", "--data", "x.npz", "--output", tmp_path / "t", "--set", text)
-    assert f"must be name=number or name=number,number, got '{text}'" in capsys.readouterr().err
+    assert f"must be name=number or name=number,number, got {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speedrun", "--set", "nosuch=1"], "--set must name arguments of speedrun, .*'nosuch'"),
+        (["article", "--set", "muon_lr=1"], "--set must name arguments of article, .*'muon_lr'"),
+        (["speedrun", "--set", "muon_lr=1,2"], "--set must name arguments of speedrun, "),
+        (["speedrun", "--set", "cutout=1", "--set", "cutout=2"], "once, got cutout, cutout"),
+        (["speedrun", "--epochs", "nan"], "--epochs must be greater than 0 .* got nan"),
+        (["speedrun", "--seed", "-1"], "--seed must be greater than -1 .* got -1"),
+        (["speedrun", "--side", "7"], "--side must be greater than 7 .* got 7"),
+        (["speedrun", "--output", "{}/data.npz/trials"], "File exists|Not a directory"),
+    ],
+)
+def test_a_trial_is_refused_before_it_trains(run, tmp_path, capsys, arguments, message):
+    data, labels = tmp_path / "data.npz", np.arange(100) % 4
+    images = np.zeros((100, 12, 12, 3), "u1")
+    np.savez(data, x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
+    arguments = [argument.format(tmp_path) for argument in arguments]
+    with pytest.raises(SystemExit):
+        run("held_out.py", "--data", data, "--output", tmp_path / "trials", *arguments)
+    said = capsys.readouterr()
+    assert re.search(message, said.err)
+    assert len(said.err.splitlines()) == 1
+    assert "epoch" not in said.out
 
 
 @pytest.fixture
