@@ -54,11 +54,18 @@ def try_out(
     """Train on some images, and return what is found on the others."""
     recipe = cifar10_94.RECIPES[args.recipe]
     batch_size = _shared.choose_batch_size(args.batch_size, recipe.batch_size, train)
-    some = train if len(train) <= 5000 else train.split(5000, seed=args.seed)[1]
-    switches = _shared.switches(args.precision, args.device, False)
     device, flips = args.device, not args.no_flips
     plan = cifar10_94.Plan(
-        train, some, flips, args.epochs, batch_size, device, args.seed, 0, False, switches
+        train,
+        some=_shared.to_whiten_by(train, args.seed),
+        flips=flips,
+        epochs=args.epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=args.seed,
+        target=recipe.target,
+        resume=False,
+        switches=_shared.switches(args.precision, device, False),
     )
     torch.manual_seed(args.seed)
     try:

@@ -114,6 +114,11 @@ def hold_out(train: ft.ImageSet, count: int, images: int) -> tuple[ft.ImageSet, 
     return (rest.split(images, seed=1)[1] if images < len(rest) else rest), held_out
 
 
+def to_whiten_by(train: ft.ImageSet, seed: int) -> ft.ImageSet:
+    """Return 5,000 of the images at most, drawn by the seed."""
+    return train if len(train) <= 5000 else train.split(5000, seed=seed)[1]
+
+
 def choose_batch_size(asked: int | None, usual: int, train: ft.ImageSet) -> int:
     """Return the batch size that is asked for, or the usual one.
 

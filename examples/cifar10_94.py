@@ -204,7 +204,7 @@ def run(args: argparse.Namespace) -> None:
     records = []
     for seed in range(args.seed, args.seed + args.runs):
         rest = (device, seed, target, args.resume, switches)
-        some = train if len(train) <= 5000 else train.split(5000, seed=seed)[1]
+        some = _shared.to_whiten_by(train, seed)
         plan = Plan(train, some, flips, epochs, batch_size, *rest)
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
