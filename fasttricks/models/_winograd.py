@@ -25,6 +25,7 @@ from fasttricks.models._winograd_tiles import (
     strips,
     winograd_matrices,
 )
+from fasttricks.models._winograd_transforms import Way, way_for
 
 # What is saved goes with the product of the channels in and out, what the transforms cost with
 # their sum; bf16's products are so fast that it takes more channels to pay.
@@ -109,11 +110,12 @@ class WinogradConv2d(nn.Conv2d):
         size = rows, columns
         if pooled:
             size = max(1, rows - rows % 2), max(1, columns - columns % 2)
-        m = best_tile((rows, columns), size, dtype)
+        way = way_for(dtype)
+        m = best_tile((rows, columns), size, way)
         if m is None:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, size)
+            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, size, way)
         return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
 
     def _dtype(self, x: Tensor) -> torch.dtype | None:
@@ -204,34 +206,34 @@ class _Winograd(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size, way: Way) -> Tensor:
         images, channels, rows, columns = x.shape
         outputs = len(weight)
         found = x.new_empty_strided(
             (images, outputs, *size), (outputs, 1, size[1] * images * outputs, images * outputs)
         )
         y = _by_pixel(found)
-        g = _weight_matrix(m, x.dtype)
+        g = _weight_matrix(m, way)
         kernels = torch.mm(g, weight.to(g.dtype).reshape(-1, 9).T)
         u = kernels.view(-1, outputs, channels).to(x.dtype)  # [points, K, C]
         pixels = _by_pixel(x)
         transformed = []
-        for strip in strips(m, (rows, columns), size, x.dtype):
+        for strip in strips(m, (rows, columns), size, way):
             v = strip.b(pixels[strip.read]).view(strip.points, -1, channels)
             products = torch.bmm(v, u[: strip.points].transpose(1, 2))  # [points, tiles * N, K]
             strip.a(products.view(-1, images * outputs), out=y[strip.written])
             if ctx.needs_input_grad[1]:
                 transformed.append(v)
         ctx.save_for_backward(u, *transformed)
-        ctx.m, ctx.shape, ctx.dtype = m, x.shape, weight.dtype
+        ctx.m, ctx.way, ctx.shape, ctx.dtype = m, way, x.shape, weight.dtype
         ctx.by_pixel = is_by_pixel(x)
         return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):
-            return *_gradients(ctx, grad), None, None
+            return *_gradients(ctx, grad), None, None, None
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -240,11 +242,11 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     m, (images, channels, *read) = ctx.m, ctx.shape
     outputs, *written = grad.shape[1:]
     u, *transformed = ctx.saved_tensors
-    g = _weight_matrix(m, grad.dtype)
+    g = _weight_matrix(m, ctx.way)
     grad_x = grad.new_zeros(read[0] * read[1], images * channels) if needs_x else None
     grad_u = g.new_zeros((m + 2) ** 2, outputs, channels) if needs_weight else None
     pixels = _by_pixel(grad)
-    for number, strip in enumerate(strips(m, tuple(read), tuple(written), grad.dtype)):
+    for number, strip in enumerate(strips(m, tuple(read), tuple(written), ctx.way)):
         points = strip.points
         products = strip.a.T(pixels[strip.written]).view(points, -1, outputs)
         if grad_u is not None:
@@ -267,10 +269,10 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 @lru_cache
-def _weight_matrix(m: int, dtype: torch.dtype) -> Tensor:
+def _weight_matrix(m: int, way: Way) -> Tensor:
     """G for flattened kernels [n * n, 9], in float32 at least."""
-    g = winograd_matrices(points_for(dtype)[m])[1]
-    return torch.kron(g, g).to(torch.promote_types(dtype, torch.float32))
+    g = winograd_matrices(points_for(way)[m])[1]
+    return torch.kron(g, g).to(torch.promote_types(way.dtype, torch.float32))
 
 
 def _by_pixel(x: Tensor) -> Tensor:

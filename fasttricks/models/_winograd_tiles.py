@@ -13,11 +13,19 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fasttricks.models._winograd_transforms import Transform, Way, make_transform
+
 # A polynomial is told by its leading coefficient and its values at these points, m + 1 of them for
-# tiles of m. Of those tried they leave the smallest errors, as shares of the output's norm: in bf16
-# 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %; in fp32 1e-6 for m = 4 and 7e-5 for
-# m = 8, which is under TF32's rounding.
+# tiles of m. Of those tried they leave the smallest errors, as shares of the output's norm. With
+# matrices in bf16 as well as images: 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %.
+# With matrices in fp32, which only the native transforms have: 0.8, 1.3 and 3.3 % for m = 3, 4, 5.
+# All in fp32: 1e-6 for m = 4 and 7e-5 for m = 8, which is under TF32's rounding.
 _FEW_BITS = {3: (0.0, 1.0, -1.0, 2.0), 4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5)}
+_FEW_BITS_OF_IMAGES = {
+    3: (0.4, -0.4, 4 / 3, -4 / 3),
+    4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5),
+    5: (0.3, -0.3, 0.8, -0.8, 1.7, -1.7),
+}
 _MANY_BITS = {
     2: (0.0, 1.0, -1.0),
     3: (0.4, -0.4, 4 / 3, -4 / 3),
@@ -28,32 +36,34 @@ _MANY_BITS = {
     8: (0.0, 0.4, -0.4, 0.75, -0.75, 1.0, -1.0, 4 / 3, -4 / 3),
 }
 
-# A transform's matrix grows with the width, in bf16 (that of a whole strip) with its square.
-_WIDEST = {torch.bfloat16: 16, torch.float32: 32, torch.float64: 32}
+# A transform's matrix grows with the width, a dense one (that of a whole strip) with its square.
+_WIDEST, _WIDEST_DENSE = 32, 16
 
 Size = tuple[int, int]
 
 
-def points_for(dtype: torch.dtype) -> dict[int, tuple[float, ...]]:
-    """The points of each side of a tile that ``dtype`` is exact enough for."""
-    return _FEW_BITS if dtype == torch.bfloat16 else _MANY_BITS
+def points_for(way: Way) -> dict[int, tuple[float, ...]]:
+    """The points of each side of a tile that ``way`` is exact enough for."""
+    if way.dtype != torch.bfloat16:
+        return _MANY_BITS
+    return _FEW_BITS_OF_IMAGES if way.native else _FEW_BITS
 
 
 @lru_cache
-def best_tile(read: Size, written: Size, dtype: torch.dtype) -> int | None:
+def best_tile(read: Size, written: Size, way: Way) -> int | None:
     """Return the side of the tiles that multiplies least, or None if it does not halve the work.
 
     Args:
         read: Rows and columns of the input, which are those of the direct convolution's output.
         written: Those of the output that is asked for.
-        dtype: Of the transforms.
+        way: How to compute.
     """
     rows, columns = written
-    if columns > _WIDEST[dtype]:
+    if columns > (_WIDEST_DENSE if way.is_dense else _WIDEST):
         return None
     costs = {
         m: -(-columns // m) * (m + 2) * sum(height + 2 for _, height in _heights(rows, m))
-        for m in points_for(dtype)
+        for m in points_for(way)
     }
     m = min(costs, key=costs.__getitem__)
     return m if costs[m] < 0.5 * 9 * read[0] * read[1] else None
@@ -78,37 +88,6 @@ def winograd_matrices(
 
 
 @dataclass(frozen=True)
-class Transform:
-    """A matrix for pixels [h * w, M], dense, or one for their columns and then one for their rows.
-
-    The two are the dense one's factors: rows (x) columns.
-    """
-
-    rows: Tensor
-    columns: Tensor | None = None
-
-    @property
-    def T(self) -> Transform:  # noqa: N802, as of a tensor
-        """The transposed matrix."""
-        return Transform(self.rows.T, None if self.columns is None else self.columns.T)
-
-    def __call__(self, x: Tensor, *, out: Tensor | None = None, add: bool = False) -> Tensor:
-        """Return the product with x [h * w, M]; put it in ``out`` where given, or ``add`` it."""
-        size = x.shape[1]
-        if self.columns is not None:
-            x = torch.matmul(self.columns, x.view(self.rows.shape[1], -1, size))
-            x = x.view(len(x), -1)
-        if out is None:
-            return torch.mm(self.rows, x).view(-1, size)
-        flat = out.view(len(self.rows), -1)
-        if add:
-            flat.addmm_(self.rows, x)
-        else:
-            torch.mm(self.rows, x, out=flat)
-        return out
-
-
-@dataclass(frozen=True)
 class Strip:
     """A row of tiles: the pixels that it reads and writes, of all H * W, and its transforms.
 
@@ -125,16 +104,16 @@ class Strip:
 
 
 @lru_cache
-def strips(m: int, read: Size, written: Size, dtype: torch.dtype) -> tuple[Strip, ...]:
+def strips(m: int, read: Size, written: Size, way: Way) -> tuple[Strip, ...]:
     """Cut a map into rows of tiles; pixels outside are zero, so that no matrix has them.
 
     Args:
         m: Side of an output tile.
         read: Rows and columns of the input.
         written: Those of the output, from the first on; at most as many.
-        dtype: Of the transforms.
+        way: How to compute.
     """
-    points, n = points_for(dtype)[m], m + 2
+    points, n = points_for(way)[m], m + 2
     a, _, b = winograd_matrices(points)
     across = -(-written[1] // m)
     to_columns = _zeros(written[1], n, across)
@@ -154,18 +133,11 @@ def strips(m: int, read: Size, written: Size, dtype: torch.dtype) -> tuple[Strip
                 (height + 2) * n,
                 slice(inside.start * read[1], inside.stop * read[1]),
                 slice(start * written[1], (start + height) * written[1]),
-                a=_transform(a, to_columns, dtype),
-                b=_transform(b[:, cut], from_columns, dtype),
+                a=make_transform(a, to_columns, way),
+                b=make_transform(b[:, cut], from_columns, way),
             )
         )
     return tuple(found)
-
-
-def _transform(rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Transform:
-    """In bf16 the products are so fast that the dense matrix, which passes once, wins."""
-    if dtype == torch.bfloat16:
-        return Transform(torch.kron(rows.contiguous(), columns).to(dtype))
-    return Transform(rows.to(dtype), columns.to(dtype))
 
 
 def _heights(rows: int, m: int) -> list[tuple[int, int]]:

@@ -16,14 +16,21 @@ from fasttricks.models import WinogradConv2d, fuse, resnet9, speedrun_net, use_w
 from fasttricks.models._winograd import _Winograd
 from fasttricks.models._winograd_tiles import (
     _FEW_BITS,
+    _FEW_BITS_OF_IMAGES,
     _MANY_BITS,
     best_tile,
     points_for,
     strips,
     winograd_matrices,
 )
+from fasttricks.models._winograd_transforms import Way, make_transform, way_for
 
 sizes = st.integers(1, 17)
+EXACT = Way(torch.float64)
+NATIVE = {dtype: Way(dtype, native=True) for dtype in (torch.float32, torch.bfloat16)}
+needs_compiler = pytest.mark.skipif(
+    not way_for(torch.float32).native, reason="no compiler, or FASTTRICKS_NATIVE=0"
+)
 
 
 def draw(*shape, seed=0):
@@ -43,7 +50,7 @@ def test_outputs_and_gradients_equal_torchs_in_float64(rows, columns, m, n, less
     results = []
     for function in (
         lambda x, k: F.conv2d(x, k, padding=1)[:, :, :h, :w],
-        lambda x, k: _Winograd.apply(x, k, m, (h, w)),
+        lambda x, k: _Winograd.apply(x, k, m, (h, w), EXACT),
     ):
         x_, weight_ = x.clone().requires_grad_(True), weight.clone().requires_grad_(True)
         y = function(x_, weight_)
@@ -58,7 +65,7 @@ def test_outputs_and_gradients_equal_torchs_in_float64(rows, columns, m, n, less
     ("points", "outputs"),
     [
         (points, k)
-        for many in (_FEW_BITS, _MANY_BITS)
+        for many in (_FEW_BITS, _FEW_BITS_OF_IMAGES, _MANY_BITS)
         for m, points in many.items()
         for k in range(1, m + 1)
     ],
@@ -75,11 +82,11 @@ def test_the_matrices_make_a_short_convolution(points, outputs):
 
 @pytest.mark.parametrize(("m", "size"), [(4, (15, 15)), (3, (7, 6)), (4, (5, 9))])
 def test_the_dense_matrix_is_the_product_of_rows_and_columns(m, size):
-    dense = strips(m, size, size, torch.bfloat16)
+    dense = strips(m, size, size, Way(torch.bfloat16))
     for strip in dense:
         assert strip.a.columns is strip.b.columns is None
     x = draw(size[0] * size[1], 4).float()
-    rows = strips(m, size, size, torch.float64)
+    rows = strips(m, size, size, EXACT)
     assert [s.read for s in rows] == [s.read for s in dense]
     for strip in rows:
         found = strip.b(x.double()[strip.read])
@@ -90,35 +97,125 @@ def test_the_dense_matrix_is_the_product_of_rows_and_columns(m, size):
 
 
 @pytest.mark.parametrize(
-    ("shape", "bf16", "fp32"),
+    ("shape", "bf16", "native", "fp32"),
     [
-        ((7, 7), 4, 7),
-        ((6, 6), 3, 6),
-        ((15, 15), 4, 8),
-        ((14, 14), 4, 7),
-        ((3, 3), 3, 3),
-        ((5, 5), 3, 5),
-        ((1, 1), None, None),
-        ((2, 2), None, 2),
-        ((32, 16), 4, 8),
-        ((16, 17), None, 6),  # too wide for a dense matrix
+        ((7, 7), 4, 4, 7),
+        ((6, 6), 3, 3, 6),
+        ((15, 15), 4, 5, 8),
+        ((14, 14), 4, 5, 7),
+        ((3, 3), 3, 3, 3),
+        ((5, 5), 3, 5, 5),
+        ((1, 1), None, None, None),
+        ((2, 2), None, None, 2),
+        ((32, 16), 4, 4, 8),
+        ((16, 17), None, 5, 6),  # too wide for a dense matrix
     ],
 )
-def test_the_tile_with_the_fewest_multiplications_is_taken(shape, bf16, fp32):
-    assert best_tile(shape, shape, torch.bfloat16) == bf16
-    assert best_tile(shape, shape, torch.float32) == fp32
-    for dtype, m in ((torch.bfloat16, bf16), (torch.float32, fp32)):
+def test_the_tile_with_the_fewest_multiplications_is_taken(shape, bf16, native, fp32):
+    for way, m in (
+        (Way(torch.bfloat16), bf16),
+        (NATIVE[torch.bfloat16], native),
+        (Way(torch.float32), fp32),
+        (NATIVE[torch.float32], fp32),
+    ):
+        assert best_tile(shape, shape, way) == m
         if m is not None:
-            count = sum(s.points for s in strips(m, shape, shape, dtype)) * -(-shape[1] // m)
+            count = sum(s.points for s in strips(m, shape, shape, way)) * -(-shape[1] // m)
             assert count < 4.5 * shape[0] * shape[1]
-            assert m in points_for(dtype)
+            assert m in points_for(way)
 
 
 def test_a_smaller_output_is_compared_with_the_whole_direct_one():
-    assert best_tile((3, 3), (2, 2), torch.bfloat16) == 3
-    assert best_tile((15, 15), (14, 14), torch.float32) == 7
-    assert best_tile((33, 33), (32, 32), torch.float32) == 8
-    assert best_tile((64, 64), (64, 64), torch.float32) is None
+    assert best_tile((3, 3), (2, 2), Way(torch.bfloat16)) == 3
+    assert best_tile((15, 15), (14, 14), Way(torch.float32)) == 7
+    assert best_tile((33, 33), (32, 32), Way(torch.float32)) == 8
+    assert best_tile((64, 64), (64, 64), Way(torch.float32)) is None
+
+
+@needs_compiler
+@given(
+    rows=sizes,
+    columns=sizes,
+    m=st.integers(3, 8),
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 70)),
+    images=st.integers(1, 5),
+    less=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+)
+def test_our_own_pass_equals_torchs_products(rows, columns, m, channels, images, less):
+    size = max(1, rows - less[0]), max(1, columns - less[1])
+    x = draw(images, channels[0], rows, columns).float()
+    weight, grad = (
+        draw(channels[1], channels[0], 3, 3, seed=1).float(),
+        draw(images, channels[1], *size, seed=2).float(),
+    )
+    results = []
+    for way in (Way(torch.float32), NATIVE[torch.float32]):
+        x_, weight_ = x.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+        y = _Winograd.apply(x_, weight_, m, size, way)
+        y.backward(grad)
+        results.append((y, x_.grad, weight_.grad))
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).norm() <= 2e-4 * expected.norm()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", NATIVE)
+@pytest.mark.parametrize("lanes", [1, 7, 8, 16, 128, 130, 1000])
+@pytest.mark.parametrize("add", [False, True])
+def test_our_own_pass_is_the_product_rounded_once(dtype, lanes, add):
+    rows, columns = draw(5, 4), draw(6, 7, seed=1) * (draw(6, 7, seed=2) > 0)
+    x, before = draw(28, lanes, seed=3).to(dtype), draw(30, lanes, seed=4).to(dtype)
+    # what is left of a vector must not be written past the end
+    memory = torch.cat([before.flatten(), torch.full((64,), 7.0, dtype=dtype)])
+    out = memory[:-64].view(30, lanes)
+    transform = make_transform(rows, columns, NATIVE[dtype])
+    assert transform(x, out=out, add=add) is out
+    whole = torch.kron(rows.float(), columns.float())
+    expected = (whole @ x.float() + (before.float() if add else 0)).to(dtype)
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(memory[-64:], torch.full((64,), 7.0, dtype=dtype))
+    torch.testing.assert_close(transform.T(out), (whole.T @ out.float()).to(dtype))
+
+
+@needs_compiler
+def test_our_own_pass_rounds_to_even_and_keeps_what_is_no_number():
+    identity = make_transform(torch.eye(1).double(), torch.eye(1).double(), NATIVE[torch.bfloat16])
+    scaled = make_transform(
+        torch.tensor([[1 + 2.0**-8]]).double(), torch.eye(1).double(), NATIVE[torch.bfloat16]
+    )
+    x = torch.tensor([[1.0, 1 + 2.0**-7, -1.0, 0.0, 1e-40, 3.4e38]]).bfloat16()
+    assert torch.equal(identity(x), x)
+    assert torch.equal(scaled(x), (x.float() * (1 + 2.0**-8)).bfloat16())
+    odd = torch.tensor([[float("nan"), float("inf"), -float("inf")]]).bfloat16()
+    found = identity(odd)
+    assert found.isnan().tolist() == [[True, False, False]]
+    assert torch.equal(found[:, 1:], odd[:, 1:])
+
+
+@needs_compiler
+def test_our_own_pass_refuses_what_it_would_not_notice():
+    transform = make_transform(torch.eye(2).double(), torch.eye(2).double(), NATIVE[torch.float32])
+    for x, out in (
+        (torch.zeros(3, 5), None),
+        (torch.zeros(4, 5).double(), None),
+        (torch.zeros(4, 5), torch.zeros(4, 5).bfloat16()),
+        (torch.zeros(4, 5), torch.zeros(5, 4).T),
+        (torch.zeros(4, 5), torch.zeros(4, 6)),
+    ):
+        with pytest.raises(RuntimeError, match="no transform of"):
+            transform(x, out=out)
+
+
+def test_without_a_compiler_torchs_operations_do_the_same(monkeypatch):
+    torch.manual_seed(0)
+    _, fast = both()
+    x = torch.randn(2, 128, 7, 7)
+    results = {}
+    for native in (way_for(torch.bfloat16).native, False):
+        monkeypatch.setattr("fasttricks.models._winograd.way_for", lambda d, n=native: Way(d, n))
+        with torch.autocast("cpu", torch.bfloat16):
+            results[native] = fast(x).float()
+    assert all((y - results[False]).norm() < 0.03 * y.norm() for y in results.values())
 
 
 def both(channels=128):
