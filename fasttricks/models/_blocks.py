@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
-from fasttricks.models._by_pixel import batch_norm_by_pixel, is_by_pixel, max_pool_by_pixel
+from fasttricks.models._by_pixel import (
+    batch_norm_by_pixel,
+    can_halve,
+    halve_quickly,
+    is_by_pixel,
+    max_pool_by_pixel,
+)
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
 from fasttricks.models._winograd import WinogradConv2d
@@ -203,6 +209,8 @@ def halve(x: Tensor) -> Tensor:
         >>> halve(torch.zeros(2, 3, 7, 1)).shape
         torch.Size([2, 3, 3, 1])
     """
+    if can_halve(x):
+        return halve_quickly(x)
     rows, columns = x.shape[-2:]
     return F.max_pool2d(x, (min(2, rows), min(2, columns)))
 

@@ -29,7 +29,12 @@ from fasttricks.models._winograd_transforms import Way, way_for
 
 # What is saved goes with the product of the channels in and out, what the transforms cost with
 # their sum; bf16's products are so fast that it takes more channels to pay.
-_FEWEST = {torch.bfloat16: 96, torch.float32: 48}
+_FEWEST = {
+    Way(torch.float32): 48,
+    Way(torch.float32, native=True): 48,
+    Way(torch.bfloat16): 96,
+    Way(torch.bfloat16, native=True): 64,
+}
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -103,23 +108,22 @@ class WinogradConv2d(nn.Conv2d):
         Returns:
             [N, K, H, W], or with ``pooled`` the largest even part of it.
         """
-        dtype = self._dtype(input)
-        if dtype is None:
+        way = self._way(input)
+        if way is None:
             return super().forward(input)
         rows, columns = input.shape[2:]
         size = rows, columns
         if pooled:
             size = max(1, rows - rows % 2), max(1, columns - columns % 2)
-        way = way_for(dtype)
         m = best_tile((rows, columns), size, way)
         if m is None:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(input.to(dtype), self.weight, m, size, way)
+            found: Tensor = _Winograd.apply(input.to(way.dtype), self.weight, m, size, way)
         return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
 
-    def _dtype(self, x: Tensor) -> torch.dtype | None:
-        """Return what to compute in, or None where the usual way is taken."""
+    def _way(self, x: Tensor) -> Way | None:
+        """Return how to compute, or None for torch's way."""
         applies = (
             self.training
             and self.bias is None  # that of a batch norm, once it is fused
@@ -141,10 +145,13 @@ class WinogradConv2d(nn.Conv2d):
         else:
             return None
         # Tiles of 8 blow rounding up a thousandfold.
-        if dtype not in _FEWEST or (dtype == torch.float32 and cpu_rounds_fp32_products()):
+        if dtype == torch.float32 and cpu_rounds_fp32_products():
             return None
-        fewest = _FEWEST[dtype] if self.min_channels is None else self.min_channels
-        return dtype if _mean_channels(self) >= fewest else None
+        way = way_for(dtype)
+        if way not in _FEWEST:
+            return None
+        fewest = _FEWEST[way] if self.min_channels is None else self.min_channels
+        return way if _mean_channels(self) >= fewest else None
 
 
 def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:

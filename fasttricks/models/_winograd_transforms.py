@@ -6,19 +6,16 @@ for the columns, and its whole matrix is their Kronecker product.
 
 from __future__ import annotations
 
-import ctypes
+from ctypes import CDLL
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fasttricks import _native
-
-_NATIVE = (torch.float32, torch.bfloat16)
+from fasttricks.models._kernels import KERNEL_DTYPES, kernels
 
 
 class Way(NamedTuple):
@@ -38,7 +35,7 @@ class Way(NamedTuple):
 
 def way_for(dtype: torch.dtype) -> Way:
     """Return the fastest way that this process has; it is the same throughout."""
-    return Way(dtype, dtype in _NATIVE and _library() is not None)
+    return Way(dtype, dtype in KERNEL_DTYPES and kernels() is not None)
 
 
 class Transform(Protocol):
@@ -54,7 +51,7 @@ class Transform(Protocol):
 
 def make_transform(rows: Tensor, columns: Tensor, way: Way) -> Transform:
     """Return the transform of rows and columns, both in float64, as ``way`` computes it."""
-    library = _library() if way.native else None
+    library = kernels() if way.native else None
     if library is not None:
         return NativeTransform(library, rows.float().contiguous(), columns.float())
     if way.is_dense:
@@ -94,7 +91,7 @@ class TorchTransform(Transform):
 class NativeTransform(Transform):
     """By one pass of our own, in fp32 whatever the pixels are; both matrices are in fp32."""
 
-    library: ctypes.CDLL
+    library: CDLL
     rows: Tensor
     columns: Tensor
 
@@ -113,7 +110,7 @@ class NativeTransform(Transform):
             x.shape == (height * width, lanes)
             and out.shape == (up * across, lanes)
             and out.is_contiguous()
-            and x.dtype == out.dtype in _NATIVE
+            and x.dtype == out.dtype in KERNEL_DTYPES
         ):  # C++ would not notice
             raise RuntimeError(f"no transform of {x.dtype}{x.shape} to {out.dtype}{out.shape}")
         starts, index, value = self._sparse
@@ -135,18 +132,3 @@ class NativeTransform(Transform):
         counts = torch.bincount(rows, minlength=len(self.columns))
         starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return starts.int(), index.int(), self.columns[rows, index]
-
-
-@lru_cache
-def _library() -> ctypes.CDLL | None:
-    library = _native.load(Path(__file__).with_name("_winograd_kernel.cpp"))
-    if library is not None:
-        number, pointer = ctypes.c_int64, ctypes.c_void_p
-        library.fasttricks_winograd.argtypes = [
-            *(ctypes.c_int, ctypes.c_int),
-            *(pointer, number, number),
-            *(pointer, pointer, pointer, number, number),
-            *(pointer, pointer, number),
-        ]
-        library.fasttricks_winograd.restype = ctypes.c_int
-    return library

@@ -13,10 +13,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fasttricks.models import use_winograd_
-from fasttricks.models._blocks import ConvNormAct, batch_norm
-from fasttricks.models._by_pixel import batch_norm_by_pixel, is_by_pixel, max_pool_by_pixel
+from fasttricks.models._blocks import ConvNormAct, batch_norm, halve
+from fasttricks.models._by_pixel import (
+    batch_norm_by_pixel,
+    can_halve,
+    halve_quickly,
+    is_by_pixel,
+    max_pool_by_pixel,
+)
+from fasttricks.models._kernels import kernels
 
 sizes = st.integers(2, 7)
+needs_compiler = pytest.mark.skipif(kernels() is None, reason="no compiler, or FASTTRICKS_NATIVE=0")
 
 
 def images(*shape, seed=0):
@@ -43,18 +51,77 @@ def test_only_that_format_is_by_pixel():
     n=st.integers(2, 3), c=st.integers(2, 3), rows=sizes, columns=sizes,
     window=st.sampled_from([(2, 2), (1, 2), (2, 1)]),
 )  # fmt: skip
-def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(n, c, rows, columns, window):
-    x = images(n, c, rows, columns)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by our own passes or torch's
+def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(dtype, n, c, rows, columns, window):
+    x = images(n, c, rows, columns).to(dtype)
     results = []
     for pool, make in ((F.max_pool2d, lambda t: t), (max_pool_by_pixel, by_pixel)):
         leaf = x.clone().requires_grad_(True)
         arguments = (window,) if pool is F.max_pool2d else window
         y = pool(make(leaf), *arguments)
-        y.backward(images(*y.shape, seed=1))
+        y.backward(images(*y.shape, seed=1).to(dtype))
         results.append((y, leaf.grad))
     for expected, found in zip(*results, strict=True):
         assert torch.equal(found, expected)
     assert results[1][0].permute(2, 3, 0, 1).is_contiguous()
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@needs_compiler
+@given(
+    n=st.integers(1, 3), c=st.integers(1, 40), rows=sizes, columns=sizes,
+    make=st.sampled_from([by_pixel, channels_last]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_our_own_halving_equals_torchs_and_keeps_the_format(n, c, rows, columns, make, dtype):
+    x = images(n, c, rows, columns).to(dtype)
+    results = []
+    for halve_, format in ((F.max_pool2d, channels_last), (halve_quickly, make)):
+        leaf = format(x.clone()).requires_grad_(True)
+        y = halve_(leaf, 2) if halve_ is F.max_pool2d else halve_(leaf)
+        results.append((y, *torch.autograd.grad(y, leaf, images(*y.shape, seed=1).to(dtype))))
+    for expected, found in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+        if make is by_pixel:
+            assert found.permute(2, 3, 0, 1).is_contiguous()
+        else:
+            assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_compiler
+def test_our_own_halving_takes_what_is_no_number_for_the_largest():
+    nan, inf = float("nan"), float("inf")
+    maps = [[[nan, 1], [2, 3]], [[1, 2], [nan, 3]], [[nan, nan], [3, 2]], [[-inf, -inf]] * 2]
+    x = channels_last(torch.tensor([[[[*r] for r in rows] for rows in maps]]).float())
+    results = []
+    for halve_ in (lambda t: F.max_pool2d(t, 2), halve_quickly):
+        leaf = x.clone(memory_format=torch.preserve_format).requires_grad_(True)
+        y = halve_(leaf)
+        y.sum().backward()
+        results.append((y, leaf.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_our_own_halving_is_for_images_to_train_on(monkeypatch):
+    x = channels_last(torch.randn(2, 3, 4, 4)).requires_grad_(True)
+    assert can_halve(x) == (kernels() is not None)
+    for other in (
+        x.detach(),
+        x.double(),
+        x[:, :, :1],
+        x[:0],
+        x[:, :, 1:, 1:],
+        x.contiguous(memory_format=torch.contiguous_format),
+        x.to("meta"),
+    ):
+        assert not can_halve(other)
+    monkeypatch.setattr("fasttricks.models._by_pixel.kernels", lambda: None)
+    assert not can_halve(x)
+    assert torch.equal(halve(x), F.max_pool2d(x, 2))
 
 
 @pytest.mark.parametrize("training", [True, False])
