@@ -18,6 +18,7 @@ from typing_extensions import override
 from fasttricks._checks import check_integer
 from fasttricks._hardware import cpu_rounds_fp32_products
 from fasttricks.models._by_pixel import is_by_pixel
+from fasttricks.models._kernels import kernels
 from fasttricks.models._winograd_tiles import (
     Size,
     best_tile,
@@ -186,6 +187,8 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
             made += 1
         if isinstance(module, WinogradConv2d):
             module.min_channels = min_channels
+            if module.weight.device.type == "cpu":
+                kernels()  # made now, and not during the first step
     return made
 
 
