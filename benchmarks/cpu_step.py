@@ -1,18 +1,21 @@
-"""A training step on a CPU: as torch does it, with freed memory kept, with Winograd too.
+"""A training step on a CPU: as torch does it, and with what the library adds to it.
 
     python benchmarks/cpu_step.py --output cpu-step.json
 
-The speedrun network as it trains (whitening frozen, SiLU, batches of 1536 in parts) at each image
-size of its run, and ResNet9 with CELU at batch 512: images a second, forward and backward, in bf16
-where the CPU multiplies it and in fp32 elsewhere. Each way is a process of its own, since what the
-C library keeps is kept for a process; the ways follow in turn, `--rounds` times, and the fastest
-step of each counts.
+Added one after the other: freed memory kept; Winograd's convolution, by torch's operations; and
+the passes of our own that are compiled for it where GCC is found, without which the last two are
+the same. The speedrun network as it trains (whitening frozen, SiLU, batches of 1536 in parts) at
+each image size of its run, and ResNet9 with CELU at batch 512: images a second, forward and
+backward, in bf16 where the CPU multiplies it and in fp32 elsewhere. Each way is a process of its
+own, since what the C library keeps is kept for a process; the ways follow in turn, `--rounds`
+times, and the fastest step of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,7 +28,7 @@ from trainer import peak_bytes
 
 import fasttricks as ft
 
-WAYS = ("usual", "kept", "winograd")
+WAYS = ("usual", "kept", "winograd", "compiled")
 SPEEDRUN, RESNET9 = "speedrun_net", "resnet9"
 CASES = [(SPEEDRUN, 24), (SPEEDRUN, 28), (SPEEDRUN, 32), (RESNET9, 32)]
 PEAK = "peak of the process, MiB"
@@ -39,7 +42,7 @@ def build(network: str, way: str) -> torch.nn.Module:
         model.get_parameter("whiten.bias").requires_grad_(False)
     else:
         model = ft.resnet9(act="celu")
-    if way == "winograd":
+    if way in ("winograd", "compiled"):
         ft.use_winograd_(model)
     return model.to(memory_format=torch.channels_last)
 
@@ -97,7 +100,9 @@ def main() -> None:
         for way in WAYS:
             own = ["--way", way, "--part", str(args.part), "--repeats", str(args.repeats)]
             command = [sys.executable, __file__, *own]
-            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            own_passes = {"FASTTRICKS_NATIVE": "1" if way == "compiled" else "0"}
+            options: dict[str, Any] = {"env": os.environ | own_passes, "text": True}
+            out = subprocess.run(command, check=True, stdout=subprocess.PIPE, **options).stdout
             for case, speed in json.loads(out).items():
                 best[way][case] = max(speed, best[way].get(case, 0.0))
             print(way, {case: round(speed) for case, speed in best[way].items()}, flush=True)

@@ -23,6 +23,9 @@ _COMPILE = ("-std=gnu++17", "-O3", "-march=native", "-fopenmp", "-fno-exceptions
 # second one would have threads of its own, and the two would wait for each other's cores.
 _LINK = ("-shared", "-nostdlib")
 
+# The names of the files that this process has compiled and loaded, for the records of its runs.
+LOADED: list[str] = []
+
 
 @lru_cache
 def load(source: Path) -> CDLL | None:
@@ -50,7 +53,7 @@ def load(source: Path) -> CDLL | None:
                 [*compiler, *_LINK, str(compiled), "-o", str(library)],
             ):
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            return CDLL(str(library))
+            loaded = CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
         warnings.warn(
@@ -61,3 +64,5 @@ def load(source: Path) -> CDLL | None:
             stacklevel=2,
         )
         return None
+    LOADED.append(source.name)
+    return loaded

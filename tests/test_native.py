@@ -35,7 +35,8 @@ def loaded(name):
 def source(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.delenv("FASTTRICKS_NATIVE", raising=False)
-    path = tmp_path / "total.cpp"  # its own name in every test, and so its own library
+    monkeypatch.setattr(_native, "LOADED", [])
+    path = tmp_path / "total.cpp"  # another folder in every test, and so another library
     path.write_text(SOURCE)
     return path
 
@@ -51,6 +52,7 @@ def test_a_file_is_compiled_with_the_threads_of_torch_and_leaves_nothing(
     assert library.total(ctypes.c_int64(1000)) == 499500
     assert list(tmp_path.iterdir()) == [source]
     assert _native.load(source) is library
+    assert _native.LOADED.count(source.name) == 1
     assert loaded("gomp") == before
 
 

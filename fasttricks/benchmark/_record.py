@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fasttricks import _native
 from fasttricks.engine import History, replacing, write_json
 from fasttricks.engine._files import without_nonfinite
 
@@ -27,8 +28,9 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         device: The device that is used.
 
     Returns:
-        ``hardware`` (processor, its threads in use, and the accelerator's name) and ``versions``
-        (Python, torch, torchvision, fasttricks, operating system, CUDA).
+        ``hardware`` (processor, its threads in use, what this process has compiled for it, and the
+        accelerator's name) and ``versions`` (Python, torch, torchvision, fasttricks, operating
+        system, CUDA).
     """
     device = torch.device(device)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -39,6 +41,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "processor": _processor_name(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
+            "compiled": list(_native.LOADED),
         },
         "versions": {
             "python": platform.python_version(),

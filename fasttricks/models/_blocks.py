@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
 from fasttricks.models._by_pixel import (
+    ForCPU,
     batch_norm_by_pixel,
     can_halve,
     halve_quickly,
@@ -76,7 +77,7 @@ def batch_norm(
     return norm
 
 
-class ConvNormAct(nn.Module):
+class ConvNormAct(ForCPU, nn.Module):
     """Convolution without bias, norm, activation, and a 2 x 2 max-pool where asked.
 
     ``pool="last"`` pools the output, as drawn in papers; ``"first"`` pools right after the
@@ -128,21 +129,24 @@ class ConvNormAct(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.conv, WinogradConv2d):
-            return self._forward_by_pixel(x)
+        if self.made_for_cpu:
+            return self._forward_on_cpu(x)
         x = self.conv(x)
         if self.pool == "first":
             x = halve(x)
         x = self.act(self.norm(x))
         return halve(x) if self.pool == "last" else x
 
-    def _forward_by_pixel(self, x: Tensor) -> Tensor:
+    def _forward_on_cpu(self, x: Tensor) -> Tensor:
         """The same, where the images may lie in memory as the convolution leaves them."""
-        # Hooks are to see the shapes that they would see elsewhere.
-        pooled = self.pool == "first" and not _has_hooks(self.conv)
-        x = self.conv(x, pooled=pooled, by_pixel=True)
+        if isinstance(self.conv, WinogradConv2d):
+            # Hooks are to see the shapes that they would see elsewhere.
+            pooled = self.pool == "first" and not _has_hooks(self.conv)
+            x = self.conv(x, pooled=pooled, by_pixel=True)
+        else:
+            x = self.conv(x)
         if self.pool == "first":
-            x = _halve_by_pixel(x)
+            x = _halve_on_cpu(x)
         if not is_by_pixel(x):
             x = self.norm(x)
         elif type(self.norm) is nn.BatchNorm2d and not _has_hooks(self.norm):
@@ -150,7 +154,7 @@ class ConvNormAct(nn.Module):
         else:
             x = self.norm(x.contiguous(memory_format=torch.channels_last))
         x = self.act(x)
-        return _halve_by_pixel(x) if self.pool == "last" else x
+        return _halve_on_cpu(x) if self.pool == "last" else x
 
     def extra_repr(self) -> str:
         return f"pool={self.pool!r}"
@@ -209,13 +213,13 @@ def halve(x: Tensor) -> Tensor:
         >>> halve(torch.zeros(2, 3, 7, 1)).shape
         torch.Size([2, 3, 3, 1])
     """
-    if can_halve(x):
-        return halve_quickly(x)
     rows, columns = x.shape[-2:]
     return F.max_pool2d(x, (min(2, rows), min(2, columns)))
 
 
-def _halve_by_pixel(x: Tensor) -> Tensor:
+def _halve_on_cpu(x: Tensor) -> Tensor:
+    if can_halve(x):
+        return halve_quickly(x)
     if not is_by_pixel(x):
         return halve(x)
     return max_pool_by_pixel(x, min(2, x.shape[2]), min(2, x.shape[3]))

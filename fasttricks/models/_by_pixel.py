@@ -15,6 +15,12 @@ from torch.autograd.function import once_differentiable
 from fasttricks.models._kernels import KERNEL_DTYPES, kernels
 
 
+class ForCPU:
+    """A block that can be told by ``use_winograd_`` to do what is quicker on a CPU."""
+
+    made_for_cpu = False
+
+
 def is_by_pixel(x: Tensor) -> bool:
     """Whether images [N, C, H, W] lie in memory as [H, W, N, C], and not in channels_last too."""
     return (
@@ -27,8 +33,6 @@ def is_by_pixel(x: Tensor) -> bool:
 
 def max_pool_by_pixel(x: Tensor, rows: int, columns: int) -> Tensor:
     """``F.max_pool2d`` with windows of rows x columns, for images by pixel and to such."""
-    if (rows, columns) == (2, 2) and can_halve(x):
-        return halve_quickly(x)
     images, channels, height, width = x.shape
     count = height // rows
     pixels = x.permute(2, 3, 0, 1)

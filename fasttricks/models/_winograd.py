@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fasttricks._checks import check_integer
 from fasttricks._hardware import cpu_rounds_fp32_products
-from fasttricks.models._by_pixel import is_by_pixel
+from fasttricks.models._by_pixel import ForCPU, is_by_pixel
 from fasttricks.models._kernels import kernels
 from fasttricks.models._winograd_tiles import (
     Size,
@@ -44,13 +44,18 @@ class WinogradConv2d(nn.Conv2d):
     While training on a CPU, in fp32 or under bf16 autocast, it cuts the images into tiles of m x m
     pixels, transforms tiles and weights, multiplies a sixth to half as often, and transforms back;
     its gradients come the same way. Results differ from those of ``nn.Conv2d`` by rounding: in fp32
-    by about 1e-4 of their norm at most, in bf16 about 2 %, where bf16 itself rounds 0.3 %. The
+    by about 1e-4 of their norm at most, in bf16 by 1 to 7 %, where bf16 itself rounds 0.3 %. The
     transformed images, 1.3 to 4.5 times the input, are kept for the backward pass.
 
+    Where GCC is found (``$CXX``, or else ``g++``; on Linux), it compiles passes of our own for the
+    transforms, once in a process, in a second or two, for larger tiles in bf16 and less time.
+    Without it, or with ``FASTTRICKS_NATIVE=0`` in the environment, torch's operations do the same;
+    in bf16 they round by 2 %, and maps may be 16 pixels wide.
+
     In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
-    halve the multiplications or wider than 32 pixels (16 in bf16), and where torch was told to
-    round the products of fp32 matrices (``torch.set_float32_matmul_precision``), it is
-    ``nn.Conv2d``. It has no second derivative, and ``torch.func`` cannot transform it.
+    halve the multiplications or wider than 32 pixels, and where torch was told to round the
+    products of fp32 matrices (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has
+    no second derivative, and ``torch.func`` cannot transform it.
 
     Args:
         in_channels: C, at least 1.
@@ -60,7 +65,8 @@ class WinogradConv2d(nn.Conv2d):
 
     Attributes:
         min_channels: Fewest channels, as the harmonic mean of C and K, with which it is not
-            ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 48 in fp32 and 96 in bf16.
+            ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 48 in fp32 and 64 in bf16, or
+            96 there without a compiler.
 
     Shape:
         Float images [N, C, H, W] to [N, K, H, W]: padded by 1, stride 1, no bias.
@@ -160,12 +166,15 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
     objects, with their parameters, names, hooks and mode. A second call sets ``min_channels`` anew.
+    The library's blocks also halve their maps by a pass of our own then, where it can be compiled:
+    the same to the bit. A model on a CPU has it compiled here, and not in its first step.
 
     Args:
         model: The network.
         min_channels: Fewest channels, as the harmonic mean of those in and out: what is saved goes
             with their product, what the transforms cost with their sum. None (default) is 48 in
-            fp32 and 96 in bf16, which takes 64 to 192 and leaves 64 to 128 as they are.
+            fp32, and in bf16 64, or without a compiler 96, which takes 64 to 192 and leaves 64 to
+            128 as they are.
 
     Returns:
         How many it made, by default those with channels enough for fp32; 0 is no error.
@@ -185,6 +194,8 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
         if type(module) is nn.Conv2d and _fits(module) and _mean_channels(module) >= fewest:
             module.__class__ = WinogradConv2d
             made += 1
+        if isinstance(module, ForCPU):
+            module.made_for_cpu = True
         if isinstance(module, WinogradConv2d):
             module.min_channels = min_channels
             if module.weight.device.type == "cpu":

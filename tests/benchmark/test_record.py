@@ -11,6 +11,8 @@ from torch import nn
 
 from fasttricks.benchmark import RUN_FILES, describe_environment, make_run_folder, write_run
 from fasttricks.engine import History
+from fasttricks.models import use_winograd_
+from fasttricks.models._kernels import kernels
 
 
 def make_history():
@@ -62,6 +64,9 @@ def test_the_environment_names_processor_and_versions():
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["hardware"]["threads"] == torch.get_num_threads()
     assert environment["hardware"]["processor"]
+    use_winograd_(nn.Conv2d(64, 64, 3, padding=1, bias=False))
+    compiled = describe_environment()["hardware"]["compiled"]
+    assert compiled == ([] if kernels() is None else ["_kernels.cpp"])
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):

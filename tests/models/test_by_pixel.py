@@ -66,6 +66,29 @@ def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(dtype, n, c, rows, 
     assert results[1][0].permute(2, 3, 0, 1).is_contiguous()
 
 
+def autograd_names(y):
+    """The names of the functions that made y of the leaves."""
+    names, waiting = set(), [y.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        names.add(node.name())
+        waiting += [before for before, _ in node.next_functions if before is not None]
+    return names
+
+
+@pytest.mark.parametrize("pool", ["first", "last"])
+def test_only_a_network_that_was_told_to_halves_by_our_own_pass(pool):
+    block = ConvNormAct(3, 8, norm=nn.BatchNorm2d, act=nn.SiLU, pool=pool)
+    x = channels_last(torch.randn(4, 3, 7, 7))
+    plain = block(x)
+    assert "_HalveBackward" not in autograd_names(plain)
+    torch.func.grad(lambda t: block(t).sum())(x)  # which a function of ours would not let through
+    assert use_winograd_(block) == 0
+    quick = block(x)
+    assert ("_HalveBackward" in autograd_names(quick)) == (kernels() is not None)
+    torch.testing.assert_close(quick, plain)
+
+
 def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
