@@ -149,6 +149,7 @@ def run_contender(
         "train_seconds": seconds,
         "train_and_evaluation_seconds": seconds + record["tta_seconds"],
         "precompile_seconds": record.get("precompile_seconds", 0.0),
+        "native": record.get("hardware", {}).get("native", []),  # what it compiled for the CPU
         "wall_seconds": wall,
         "images_per_second": sum(record["images_by_size"].values()) / seconds,
         "flops": sum(
@@ -295,10 +296,10 @@ def main() -> None:
                 results.append(row)
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
                 peak = max(peak, 1024 * usage.ru_maxrss)
+                environment = ft.describe_environment(results[-1]["device"])
+                del environment["hardware"]["native"]  # of this process, which trains nothing
                 report = {**settings, "results": results, PEAK: peak}
-                ft.write_json(
-                    output / "results.json", report | ft.describe_environment(results[-1]["device"])
-                )
+                ft.write_json(output / "results.json", report | environment)
                 (output / "results.md").write_text(table(results, args.target))
     print(table(results, args.target))
     if failed:

@@ -24,12 +24,11 @@ _COMPILE = ("-std=gnu++17", "-O3", "-march=native", "-fopenmp", "-fno-exceptions
 _LINK = ("-shared", "-nostdlib")
 
 # The names of the files that this process has compiled and loaded, for the records of its runs.
-LOADED: list[str] = []
+LOADED: set[str] = set()
 
 
-@lru_cache
 def load(source: Path) -> CDLL | None:
-    """Compile C++ and load it into this process.
+    """Compile C++ and load it into this process, the first time.
 
     Args:
         source: A file that includes nothing but the standard library's headers, and is linked with
@@ -40,29 +39,48 @@ def load(source: Path) -> CDLL | None:
         ``g++``) or where ``$FASTTRICKS_NATIVE`` is 0, and with a warning where it fails, as with
         another compiler than GCC.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if sys.platform != "linux" or os.environ.get("FASTTRICKS_NATIVE") == "0":
-        return None
-    if shutil.which(compiler[0]) is None:
-        return None
-    try:
-        with tempfile.TemporaryDirectory(prefix="fasttricks-") as folder:
-            compiled, library = Path(folder, "object.o"), Path(folder, "library.so")
-            for command in (
-                [*compiler, *_COMPILE, str(source), "-o", str(compiled)],
-                [*compiler, *_LINK, str(compiled), "-o", str(library)],
-            ):
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-            loaded = CDLL(str(library))
-    except (OSError, subprocess.SubprocessError) as error:
-        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+    library, problem = _build(source)
+    if problem is not None:
         warnings.warn(
-            f"{shlex.join(compiler)} could not compile {source.name}, and torch's operations do "
-            f"the same more slowly; FASTTRICKS_NATIVE=0 in the environment does without from the "
-            f"start: {lines[-1] if lines else error}",
+            f"{source.name} could not be compiled and loaded, and torch's operations do the same "
+            f"more slowly; FASTTRICKS_NATIVE=0 in the environment does without from the start: "
+            f"{problem}",
             RuntimeWarning,
             stacklevel=2,
         )
-        return None
-    LOADED.append(source.name)
-    return loaded
+    return library
+
+
+@lru_cache
+def _build(source: Path) -> tuple[CDLL | None, str | None]:
+    """The library if there is one, and what went wrong if something did."""
+    if sys.platform != "linux" or os.environ.get("FASTTRICKS_NATIVE") == "0":
+        return None, None
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+        if shutil.which(compiler[0]) is None:
+            return None, None
+        # What is loaded cannot be deleted everywhere.
+        with tempfile.TemporaryDirectory(
+            prefix="fasttricks-", ignore_cleanup_errors=True
+        ) as folder:
+            compiled, linked = Path(folder, "object.o"), Path(folder, "library.so")
+            _run([*compiler, *_COMPILE, str(source), "-o", str(compiled)])
+            _run([*compiler, *_LINK, str(compiled), "-o", str(linked)])
+            library = CDLL(str(linked))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return None, _cause(error)
+    LOADED.add(source.name)
+    return library, None
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(
+        command, check=True, capture_output=True, text=True, errors="replace", timeout=120
+    )
+
+
+def _cause(error: Exception) -> str:
+    """The compiler's first error, or what else there is to say in a line."""
+    lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [repr(error)]
+    return next((line for line in lines if "error" in line.lower()), lines[0])

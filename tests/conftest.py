@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+
+from fasttricks.models._kernels import kernels
 
 ROOT = Path(__file__).parents[1]
 # pytest sets the first for each phase of a test, scikit-learn the next two when it is imported,
@@ -37,6 +40,10 @@ def pytest_configure(config: pytest.Config) -> None:
     scratch = tempfile.TemporaryDirectory(prefix="fasttricks-tests-")
     config.add_cleanup(scratch.cleanup)
     os.environ["MPLBACKEND"] = "Agg"
+    with warnings.catch_warnings():
+        # Told at once, and not as an error of whichever test comes first to what is compiled.
+        warnings.simplefilter("default")
+        kernels()
     os.environ["FASTTRICKS_CACHE"] = str(Path(scratch.name) / "cache")
     hypothesis.configuration.set_hypothesis_home_dir(Path(scratch.name) / "hypothesis")
     hypothesis.settings.load_profile("ci")

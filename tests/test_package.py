@@ -134,6 +134,7 @@ PUBLIC_NAMES = {
 ROOMS = (
     "_checks",
     "_hardware",
+    "_native",
     "schedules",
     "lr_scheduler",
     "transforms",

@@ -28,9 +28,9 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         device: The device that is used.
 
     Returns:
-        ``hardware`` (processor, its threads in use, what this process has compiled for it, and the
-        accelerator's name) and ``versions`` (Python, torch, torchvision, fasttricks, operating
-        system, CUDA).
+        ``hardware`` (processor, its threads in use, which C++ of the library this process has
+        compiled for it, and the accelerator's name) and ``versions`` (Python, torch, torchvision,
+        fasttricks, operating system, CUDA).
     """
     device = torch.device(device)
     accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
@@ -41,7 +41,7 @@ def describe_environment(device: torch.device | str = "cpu") -> dict[str, Any]:
             "processor": _processor_name(),
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
-            "compiled": list(_native.LOADED),
+            "native": sorted(_native.LOADED),
         },
         "versions": {
             "python": platform.python_version(),

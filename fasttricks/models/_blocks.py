@@ -18,7 +18,6 @@ from fasttricks.models._activation import Activation, make_activation
 from fasttricks.models._by_pixel import (
     ForCPU,
     batch_norm_by_pixel,
-    can_halve,
     halve_quickly,
     is_by_pixel,
     max_pool_by_pixel,
@@ -129,7 +128,7 @@ class ConvNormAct(ForCPU, nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.made_for_cpu:
+        if self.training and (self.made_for_cpu or isinstance(self.conv, WinogradConv2d)):
             return self._forward_on_cpu(x)
         x = self.conv(x)
         if self.pool == "first":
@@ -218,8 +217,9 @@ def halve(x: Tensor) -> Tensor:
 
 
 def _halve_on_cpu(x: Tensor) -> Tensor:
-    if can_halve(x):
-        return halve_quickly(x)
+    found = halve_quickly(x)
+    if found is not None:
+        return found
     if not is_by_pixel(x):
         return halve(x)
     return max_pool_by_pixel(x, min(2, x.shape[2]), min(2, x.shape[3]))

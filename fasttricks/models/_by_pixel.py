@@ -6,6 +6,8 @@ such images to a format of theirs, and back for the next convolution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ctypes import CDLL
 from typing import Any
 
 import torch
@@ -56,28 +58,30 @@ def batch_norm_by_pixel(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return pixels.reshape(*x.shape[2:], *x.shape[:2]).permute(2, 3, 0, 1)
 
 
-def can_halve(x: Tensor) -> bool:
-    """Whether ``halve_quickly`` is for these images, which are to be trained on."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype in KERNEL_DTYPES
-        and x.requires_grad
-        and x.ndim == 4
-        and min(x.shape[2:]) >= 2
-        and x.numel() > 0
-        and type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and (x.is_contiguous(memory_format=torch.channels_last) or is_by_pixel(x))
-        and kernels() is not None
-    )
+def halve_quickly(x: Tensor) -> Tensor | None:
+    """``F.max_pool2d`` with windows of 2 x 2 by passes of our own, the same to the bit.
 
-
-def halve_quickly(x: Tensor) -> Tensor:
-    """``F.max_pool2d`` with windows of 2 x 2 by our own passes, the same to the bit.
-
-    Of images by pixel or in channels_last, to such.
+    Of images to train on, by pixel or in channels_last, to such. None if they are other ones, or
+    the passes could not be compiled.
     """
-    found: Tensor = _Halve.apply(x)
+    if (
+        x.device.type != "cpu"
+        or x.dtype not in KERNEL_DTYPES
+        or not x.requires_grad
+        or x.ndim != 4
+        or min(x.shape[2:]) < 2
+        or x.numel() == 0
+        or type(x) is not Tensor
+        or torch.compiler.is_compiling()
+    ):
+        return None
+    by_pixel = is_by_pixel(x)
+    if not by_pixel and not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    library = kernels()
+    if library is None:
+        return None
+    found: Tensor = _Halve.apply(x, by_pixel, library)
     return found
 
 
@@ -85,40 +89,57 @@ class _Halve(torch.autograd.Function):
     """A byte for each maximum says where it was, where torch keeps eight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        images, channels, height, width = x.shape
-        if is_by_pixel(x):  # one map, of all images
-            order, maps, lanes = (2, 3, 0, 1), 1, images * channels
-        else:
-            order, maps, lanes = (0, 2, 3, 1), images, channels
-        size = images, channels, height // 2, width // 2
-        found = x.new_empty([size[place] for place in order])
-        which = torch.empty_like(found, dtype=torch.uint8)
-        pixels = x.permute(order)
-        ctx.sizes = maps, height, width, lanes
-        _kernel("fasttricks_max_pool", pixels, found, which, *ctx.sizes)
+    def forward(ctx: Any, x: Tensor, by_pixel: bool, library: CDLL) -> Tensor:
+        images, channels, rows, columns = x.shape
+        found = _empty(x, (images, channels, rows // 2, columns // 2), by_pixel)
+        which = _empty(found, found.shape, by_pixel, torch.uint8)
+        library.fasttricks_max_pool(
+            x.dtype == torch.bfloat16,
+            *(x.data_ptr(), found.data_ptr(), which.data_ptr()),
+            *_maps(x.shape, by_pixel),
+        )
         ctx.save_for_backward(which)
-        ctx.order, ctx.shape = order, pixels.shape
-        return _back(found, order)
+        ctx.shape, ctx.by_pixel, ctx.library = x.shape, by_pixel, library
+        return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
-        grad = grad.permute(ctx.order).contiguous()
-        found = grad.new_empty(ctx.shape)
-        _kernel("fasttricks_max_pool_backward", grad, which, found, *ctx.sizes)
-        return _back(found, ctx.order)
+        grad, which = _laid(grad, ctx.by_pixel), _laid(which, ctx.by_pixel)
+        found = _empty(grad, ctx.shape, ctx.by_pixel)
+        ctx.library.fasttricks_max_pool_backward(
+            grad.dtype == torch.bfloat16,
+            *(grad.data_ptr(), which.data_ptr(), found.data_ptr()),
+            *_maps(ctx.shape, ctx.by_pixel),
+        )
+        return found, None, None
 
 
-def _back(x: Tensor, order: tuple[int, ...]) -> Tensor:
-    """Undo ``permute(order)``."""
-    return x.permute([order.index(place) for place in range(4)])
+def _strides(shape: Sequence[int], by_pixel: bool) -> tuple[int, ...]:
+    images, channels, rows, columns = shape
+    if by_pixel:
+        return channels, 1, columns * images * channels, images * channels
+    return rows * columns * channels, 1, columns * channels, channels
 
 
-def _kernel(name: str, first: Tensor, *rest: Tensor | int) -> None:
-    pointers = [x.data_ptr() if isinstance(x, Tensor) else x for x in (first, *rest)]
-    getattr(kernels(), name)(first.dtype == torch.bfloat16, *pointers)
+def _empty(
+    like: Tensor, shape: Sequence[int], by_pixel: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    return like.new_empty_strided(tuple(shape), _strides(shape, by_pixel), dtype=dtype)
+
+
+def _laid(x: Tensor, by_pixel: bool) -> Tensor:
+    """The same numbers in the order that C++ takes for granted."""
+    if x.stride() == _strides(x.shape, by_pixel):
+        return x
+    return _empty(x, x.shape, by_pixel).copy_(x)
+
+
+def _maps(shape: Sequence[int], by_pixel: bool) -> tuple[int, int, int, int]:
+    """Number of maps, their rows and columns, and the lanes of a pixel."""
+    images, channels, rows, columns = shape
+    return (1, rows, columns, images * channels) if by_pixel else (images, rows, columns, channels)
 
 
 class _MaxPool(torch.autograd.Function):

@@ -1,5 +1,5 @@
-// Passes over images in fp32 or bf16 that torch's own operations make slowly on a CPU. All compute
-// in fp32. A lane is a channel, or a channel of an image; the lanes of a pixel lie side by side.
+// Passes over images in fp32 or bf16 that torch's own operations make slowly on a CPU. A lane is a
+// channel, or a channel of an image; the lanes of a pixel lie side by side.
 //
 // Compiled by fasttricks/_native.py with GCC, of which it needs the vector types.
 
@@ -22,7 +22,7 @@ constexpr int kVector = 8;
 // Lanes of a block: 256 or 512 bytes of each pixel, below which jumping from pixel to pixel, each
 // on a page of its own, costs more than the arithmetic.
 constexpr int64_t kBlock = 128;
-constexpr int kMostHeight = 10;
+constexpr int kMostHeight = 10;  // MOST_ROWS of _kernels.py
 
 typedef float Floats __attribute__((vector_size(4 * kVector)));
 typedef uint32_t Words __attribute__((vector_size(4 * kVector)));
@@ -63,6 +63,14 @@ inline void store(Floats value, Bfloat16* to) {
   std::memcpy(to, &halves, sizeof halves);
 }
 
+// What was loaded from there, or 0.
+inline void store_exactly(Floats value, float* to) { store(value, to); }
+
+inline void store_exactly(Floats value, Bfloat16* to) {
+  const Halves halves = __builtin_convertvector((Words)value >> 16, Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 // The first lanes of a vector, of which at least one is wanted; the others are 0.
 template <class T>
 inline Floats load(const T* from, int64_t count) {
@@ -80,11 +88,19 @@ inline void store(Floats value, T* to, int64_t count) {
   std::memcpy(to, some, sizeof(T) * count);
 }
 
+template <class T>
+inline void store_exactly(Floats value, T* to, int64_t count) {
+  if (count >= kVector) return store_exactly(value, to);
+  T some[kVector];
+  store_exactly(value, some);
+  std::memcpy(to, some, sizeof(T) * count);
+}
+
 // Winograd's transforms: y = (rows (x) columns) x, with x [height * width, lanes] and
 // y [up * across, lanes]. rows [up, height] is dense, columns [across, width] is sparse (compressed
-// rows: starts, index, value). A block of lanes is read once, stays in the nearest cache, and is
-// written once; torch's products of such flat matrices spend most of their time on bringing them
-// into another order.
+// rows: starts, index, value). All in fp32 but for what is read and written. A block of lanes is
+// read once, stays near the core, and is written once; torch's products of such flat matrices spend
+// most of their time on bringing them into another order.
 
 struct Sparse {
   const int32_t* starts;
@@ -176,7 +192,7 @@ void max_pool(const T* x, T* y, uint8_t* which, int64_t maps, int64_t height, in
         best = (Floats)(((Words)value & larger) | ((Words)best & ~larger));
         place = (k & larger) | (place & ~larger);
       }
-      store(best, y + window * lanes + lane, count);
+      store_exactly(best, y + window * lanes + lane, count);
       const Bytes bytes = __builtin_convertvector(place, Bytes);
       std::memcpy(which + window * lanes + lane, &bytes, count);
     }
@@ -207,7 +223,7 @@ void max_pool_backward(const T* grad, const uint8_t* which, T* x, int64_t maps, 
         std::memcpy(&bytes, which + window * lanes + lane, count);
         const Words place = __builtin_convertvector(bytes, Words);
         for (uint32_t k = 0; k < 4; k++)
-          store((Floats)(value & (Words)(place == k)), pixels[k] + lane, count);
+          store_exactly((Floats)(value & (Words)(place == k)), pixels[k] + lane, count);
       }
     }
     if (width % 2)
@@ -218,7 +234,7 @@ void max_pool_backward(const T* grad, const uint8_t* which, T* x, int64_t maps, 
 
 }  // namespace
 
-// Returns 0, 1 without memory, 2 for a height over 10.
+// Returns 0; 1 without memory; 2 for a height over 10.
 extern "C" int fasttricks_winograd(int is_bf16, int add, const float* rows, int64_t up,
                                    int64_t height, const int32_t* starts, const int32_t* index,
                                    const float* value, int64_t across, int64_t width,

@@ -11,6 +11,7 @@ import torch
 from fasttricks import _native
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+MOST_ROWS = 10  # of the pixels that are transformed
 
 
 @lru_cache

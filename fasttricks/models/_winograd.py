@@ -18,7 +18,7 @@ from typing_extensions import override
 from fasttricks._checks import check_integer
 from fasttricks._hardware import cpu_rounds_fp32_products
 from fasttricks.models._by_pixel import ForCPU, is_by_pixel
-from fasttricks.models._kernels import kernels
+from fasttricks.models._kernels import KERNEL_DTYPES, kernels
 from fasttricks.models._winograd_tiles import (
     Size,
     best_tile,
@@ -55,7 +55,7 @@ class WinogradConv2d(nn.Conv2d):
     In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
     halve the multiplications or wider than 32 pixels, and where torch was told to round the
     products of fp32 matrices (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has
-    no second derivative, and ``torch.func`` cannot transform it.
+    no second derivative, and neither ``torch.func`` nor ``make_fx`` can take it.
 
     Args:
         in_channels: C, at least 1.
@@ -152,13 +152,15 @@ class WinogradConv2d(nn.Conv2d):
         else:
             return None
         # Tiles of 8 blow rounding up a thousandfold.
-        if dtype == torch.float32 and cpu_rounds_fp32_products():
+        if dtype not in KERNEL_DTYPES or (dtype == torch.float32 and cpu_rounds_fp32_products()):
             return None
+        channels = _mean_channels(self)
+        if self.min_channels is not None:
+            return way_for(dtype) if channels >= self.min_channels else None
+        if channels < min(_FEWEST.values()):
+            return None  # and nothing is compiled for it
         way = way_for(dtype)
-        if way not in _FEWEST:
-            return None
-        fewest = _FEWEST[way] if self.min_channels is None else self.min_channels
-        return way if _mean_channels(self) >= fewest else None
+        return way if channels >= _FEWEST[way] else None
 
 
 def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
@@ -166,8 +168,9 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
     objects, with their parameters, names, hooks and mode. A second call sets ``min_channels`` anew.
-    The library's blocks also halve their maps by a pass of our own then, where it can be compiled:
-    the same to the bit. A model on a CPU has it compiled here, and not in its first step.
+    The library's blocks also halve their maps by a pass of our own then, while they train, where it
+    can be compiled: the same to the bit, but like the convolutions without a second derivative. For
+    a model on a CPU it is compiled here, and not during the first step.
 
     Args:
         model: The network.
@@ -189,17 +192,18 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
     if min_channels is not None:
         check_integer("min_channels", min_channels, minimum=1)
     fewest = min(_FEWEST.values()) if min_channels is None else min_channels
-    made = 0
+    made, compiled = 0, False
     for module in list(model.modules()):
         if type(module) is nn.Conv2d and _fits(module) and _mean_channels(module) >= fewest:
             module.__class__ = WinogradConv2d
             made += 1
         if isinstance(module, ForCPU):
-            module.made_for_cpu = True
+            module.made_for_cpu = compiled = True
         if isinstance(module, WinogradConv2d):
             module.min_channels = min_channels
-            if module.weight.device.type == "cpu":
-                kernels()  # made now, and not during the first step
+            compiled = True
+    if compiled and next(model.parameters()).device.type == "cpu":
+        kernels()  # now, and not during the first step
     return made
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fasttricks.models._kernels import KERNEL_DTYPES, kernels
+from fasttricks.models._kernels import KERNEL_DTYPES, MOST_ROWS, kernels
 
 
 class Way(NamedTuple):
@@ -111,6 +111,8 @@ class NativeTransform(Transform):
             and out.shape == (up * across, lanes)
             and out.is_contiguous()
             and x.dtype == out.dtype in KERNEL_DTYPES
+            and height <= MOST_ROWS
+            and x.device.type == out.device.type == "cpu"
         ):  # C++ would not notice
             raise RuntimeError(f"no transform of {x.dtype}{x.shape} to {out.dtype}{out.shape}")
         starts, index, value = self._sparse

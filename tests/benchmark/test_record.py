@@ -65,8 +65,8 @@ def test_the_environment_names_processor_and_versions():
     assert environment["hardware"]["threads"] == torch.get_num_threads()
     assert environment["hardware"]["processor"]
     use_winograd_(nn.Conv2d(64, 64, 3, padding=1, bias=False))
-    compiled = describe_environment()["hardware"]["compiled"]
-    assert compiled == ([] if kernels() is None else ["_kernels.cpp"])
+    native = describe_environment()["hardware"]["native"]
+    assert native == ([] if kernels() is None else ["_kernels.cpp"])
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):

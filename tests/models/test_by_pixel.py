@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fasttricks.models import use_winograd_
-from fasttricks.models._blocks import ConvNormAct, batch_norm, halve
+from fasttricks.models import WinogradConv2d, use_winograd_
+from fasttricks.models._blocks import ConvNormAct, batch_norm
 from fasttricks.models._by_pixel import (
     batch_norm_by_pixel,
-    can_halve,
     halve_quickly,
     is_by_pixel,
     max_pool_by_pixel,
@@ -51,15 +50,14 @@ def test_only_that_format_is_by_pixel():
     n=st.integers(2, 3), c=st.integers(2, 3), rows=sizes, columns=sizes,
     window=st.sampled_from([(2, 2), (1, 2), (2, 1)]),
 )  # fmt: skip
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by our own passes or torch's
-def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(dtype, n, c, rows, columns, window):
-    x = images(n, c, rows, columns).to(dtype)
+def test_pooling_equals_torchs_and_ties_go_to_the_same_pixel(n, c, rows, columns, window):
+    x = images(n, c, rows, columns)
     results = []
     for pool, make in ((F.max_pool2d, lambda t: t), (max_pool_by_pixel, by_pixel)):
         leaf = x.clone().requires_grad_(True)
         arguments = (window,) if pool is F.max_pool2d else window
         y = pool(make(leaf), *arguments)
-        y.backward(images(*y.shape, seed=1).to(dtype))
+        y.backward(images(*y.shape, seed=1))
         results.append((y, leaf.grad))
     for expected, found in zip(*results, strict=True):
         assert torch.equal(found, expected)
@@ -78,7 +76,9 @@ def autograd_names(y):
 
 @pytest.mark.parametrize("pool", ["first", "last"])
 def test_only_a_network_that_was_told_to_halves_by_our_own_pass(pool):
-    block = ConvNormAct(3, 8, norm=nn.BatchNorm2d, act=nn.SiLU, pool=pool)
+    norm = partial(nn.BatchNorm2d, track_running_stats=False)
+    block = ConvNormAct(3, 8, norm=norm, act=nn.SiLU, pool=pool)
+    twin = copy.deepcopy(block)
     x = channels_last(torch.randn(4, 3, 7, 7))
     plain = block(x)
     assert "_HalveBackward" not in autograd_names(plain)
@@ -87,6 +87,10 @@ def test_only_a_network_that_was_told_to_halves_by_our_own_pass(pool):
     quick = block(x)
     assert ("_HalveBackward" in autograd_names(quick)) == (kernels() is not None)
     torch.testing.assert_close(quick, plain)
+    # in evaluation nothing has changed
+    assert "_HalveBackward" not in autograd_names(block.eval()(x))
+    twin.conv = WinogradConv2d(3, 8)  # as a network that was saved by an older version has it
+    assert ("_HalveBackward" in autograd_names(twin(x))) == (kernels() is not None)
 
 
 def channels_last(x):
@@ -129,9 +133,25 @@ def test_our_own_halving_takes_what_is_no_number_for_the_largest():
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@needs_compiler
+@pytest.mark.parametrize("make", [by_pixel, channels_last])
+def test_our_own_halving_keeps_the_smallest_numbers_and_can_be_changed_in_place(make):
+    x = make(torch.full((2, 20, 4, 4), -9e-41).bfloat16()).requires_grad_(True)
+    y = halve_quickly(x)
+    assert torch.equal(y, torch.full((2, 20, 2, 2), -9e-41).bfloat16())
+    (grad,) = torch.autograd.grad(y, x, torch.full_like(y, 9e-41), retain_graph=True)
+    assert torch.equal(grad[:, :, ::2, ::2], torch.full((2, 20, 2, 2), 9e-41).bfloat16())
+    for other in (torch.ones(20, 2, 2, 2), torch.ones(2, 2, 2, 20).permute(1, 3, 0, 2)):
+        strange = other.bfloat16().transpose(0, 1) if other.shape[0] == 20 else other.bfloat16()
+        (grad,) = torch.autograd.grad(y, x, strange, retain_graph=True)
+        assert grad.sum() == strange.sum()
+    y += 1  # no view of something inside
+    y.sum().backward()
+
+
 def test_our_own_halving_is_for_images_to_train_on(monkeypatch):
     x = channels_last(torch.randn(2, 3, 4, 4)).requires_grad_(True)
-    assert can_halve(x) == (kernels() is not None)
+    assert (halve_quickly(x) is None) == (kernels() is None)
     for other in (
         x.detach(),
         x.double(),
@@ -141,10 +161,9 @@ def test_our_own_halving_is_for_images_to_train_on(monkeypatch):
         x.contiguous(memory_format=torch.contiguous_format),
         x.to("meta"),
     ):
-        assert not can_halve(other)
+        assert halve_quickly(other) is None
     monkeypatch.setattr("fasttricks.models._by_pixel.kernels", lambda: None)
-    assert not can_halve(x)
-    assert torch.equal(halve(x), F.max_pool2d(x, 2))
+    assert halve_quickly(x) is None
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -169,7 +188,13 @@ def test_batch_norm_equals_torchs(training):
 @pytest.mark.parametrize("size", [15, 14, 7, 3])
 @pytest.mark.parametrize("pool", ["none", "first", "last"])
 @pytest.mark.parametrize("ghost", [None, 2])
-def test_blocks_compute_the_same_and_pass_images_on_by_pixel(pool, size, ghost):
+@pytest.mark.parametrize("native", [True, False])
+def test_blocks_compute_the_same_and_pass_images_on_by_pixel(
+    pool, size, ghost, native, monkeypatch
+):
+    if not native:
+        monkeypatch.setattr("fasttricks.models._by_pixel.kernels", lambda: None)
+        monkeypatch.setattr("fasttricks.models._winograd_transforms.kernels", lambda: None)
     torch.manual_seed(0)
     norm = partial(batch_norm, ghost_batch_size=ghost)
     options = {"norm": norm, "act": nn.SiLU}
