@@ -191,13 +191,20 @@ def smaller(data: Path, images: int, folder: Path) -> Path:
 
 
 def checksum(folders: Sequence[Path] = SOURCES) -> str:
-    """Return a checksum over the names and the text of the Python files in the folders."""
+    """Return a checksum over the names and the text of the code in the folders."""
     total = 0
     for folder in folders:
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
             name = path.relative_to(folder.parent).as_posix()
             total = zlib.crc32(name.encode() + b"\0" + path.read_bytes() + b"\0", total)
     return f"{total:08x}"
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Describe the machine, less what this process has compiled, which trains nothing."""
+    found = ft.describe_environment(device)
+    del found["hardware"]["native"]
+    return found
 
 
 def previous_race(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -210,7 +217,7 @@ def previous_race(path: Path, settings: dict[str, Any]) -> tuple[list[dict[str, 
         other = "CUDA, which is not here" if device.startswith("cuda") else "no CUDA, which is here"
         raise SystemExit(f"{path} was measured with {other}: move it away")
     # A file of before code was recorded is of other code, too.
-    settings = settings | ft.describe_environment(device)
+    settings = settings | environment(device)
     different = [key for key, value in settings.items() if report.get(key) != value]
     if different:
         raise SystemExit(f"{path} was measured with other {' and '.join(different)}: move it away")
@@ -296,10 +303,8 @@ def main() -> None:
                 results.append(row)
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
                 peak = max(peak, 1024 * usage.ru_maxrss)
-                environment = ft.describe_environment(results[-1]["device"])
-                del environment["hardware"]["native"]  # of this process, which trains nothing
                 report = {**settings, "results": results, PEAK: peak}
-                ft.write_json(output / "results.json", report | environment)
+                ft.write_json(output / "results.json", report | environment(results[-1]["device"]))
                 (output / "results.md").write_text(table(results, args.target))
     print(table(results, args.target))
     if failed:

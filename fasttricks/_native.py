@@ -82,5 +82,6 @@ def _run(command: list[str]) -> None:
 
 def _cause(error: Exception) -> str:
     """The compiler's first error, or what else there is to say in a line."""
-    lines = str(getattr(error, "stderr", None) or error).strip().splitlines() or [repr(error)]
+    said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
+    lines = (said.strip() or str(error)).splitlines() or [repr(error)]
     return next((line for line in lines if "error" in line.lower()), lines[0])

@@ -202,7 +202,7 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
         if isinstance(module, WinogradConv2d):
             module.min_channels = min_channels
             compiled = True
-    if compiled and next(model.parameters()).device.type == "cpu":
+    if compiled and any(p.device.type == "cpu" for p in model.parameters()):
         kernels()  # now, and not during the first step
     return made
 

@@ -175,7 +175,7 @@ def test_a_race_goes_on_with_the_same_settings_only(race, tmp_path):
     path = tmp_path / "results.json"
     row = {"device": "cpu"}
     report = {"data": "a.npz", "flips": True, "results": [row], race.PEAK: 5}
-    path.write_text(json.dumps(report | race.ft.describe_environment("cpu")))
+    path.write_text(json.dumps(report | race.environment("cpu")))
     assert race.previous_race(path, {"data": "a.npz", "flips": True}) == ([row], 5)
     with pytest.raises(SystemExit, match="other flips: move it away"):
         race.previous_race(path, {"data": "a.npz", "flips": False})
@@ -193,7 +193,7 @@ def test_a_race_goes_on_with_the_same_settings_only(race, tmp_path):
 def test_a_checksum_changes_with_the_text_and_the_names_of_files(race, tmp_path):
     (tmp_path / "a").mkdir()
     found = []
-    for name, text in (("x.py", "1"), ("x.py", "2"), ("y.py", ""), ("notes.txt", "")):
+    for name, text in (("x.py", "1"), ("x.py", "2"), ("y.cpp", ""), ("notes.txt", "")):
         (tmp_path / "a" / name).write_text(text)
         found.append(race.checksum([tmp_path / "a"]))
     assert len({*found[:3]}) == 3
