@@ -53,6 +53,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs CUDA")
+    if item.get_closest_marker("native") and kernels() is None:
+        pytest.skip("needs a compiler, and FASTTRICKS_NATIVE other than 0")
 
 
 def environment() -> dict[str, str]:

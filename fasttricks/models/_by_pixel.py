@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fasttricks.models._kernels import KERNEL_DTYPES, kernels
+from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
 
 
 class ForCPU:
@@ -65,14 +65,10 @@ def halve_quickly(x: Tensor) -> Tensor | None:
     the passes could not be compiled.
     """
     if (
-        x.device.type != "cpu"
+        not are_plain_images(x)
         or x.dtype not in KERNEL_DTYPES
         or not x.requires_grad
-        or x.ndim != 4
         or min(x.shape[2:]) < 2
-        or x.numel() == 0
-        or type(x) is not Tensor
-        or torch.compiler.is_compiling()
     ):
         return None
     by_pixel = is_by_pixel(x)
@@ -91,8 +87,8 @@ class _Halve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, by_pixel: bool, library: CDLL) -> Tensor:
         images, channels, rows, columns = x.shape
-        found = _empty(x, (images, channels, rows // 2, columns // 2), by_pixel)
-        which = _empty(found, found.shape, by_pixel, torch.uint8)
+        found = empty_images(x, (images, channels, rows // 2, columns // 2), by_pixel=by_pixel)
+        which = empty_images(found, found.shape, by_pixel=by_pixel, dtype=torch.uint8)
         library.fasttricks_max_pool(
             x.dtype == torch.bfloat16,
             *(x.data_ptr(), found.data_ptr(), which.data_ptr()),
@@ -107,7 +103,7 @@ class _Halve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
         grad, which = _laid(grad, ctx.by_pixel), _laid(which, ctx.by_pixel)
-        found = _empty(grad, ctx.shape, ctx.by_pixel)
+        found = empty_images(grad, ctx.shape, by_pixel=ctx.by_pixel)
         ctx.library.fasttricks_max_pool_backward(
             grad.dtype == torch.bfloat16,
             *(grad.data_ptr(), which.data_ptr(), found.data_ptr()),
@@ -116,24 +112,23 @@ class _Halve(torch.autograd.Function):
         return found, None, None
 
 
-def _strides(shape: Sequence[int], by_pixel: bool) -> tuple[int, ...]:
+def empty_images(
+    like: Tensor, shape: Sequence[int], *, by_pixel: bool, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return images of a shape, not filled, by pixel or in channels_last, and no view of others."""
     images, channels, rows, columns = shape
     if by_pixel:
-        return channels, 1, columns * images * channels, images * channels
-    return rows * columns * channels, 1, columns * channels, channels
-
-
-def _empty(
-    like: Tensor, shape: Sequence[int], by_pixel: bool, dtype: torch.dtype | None = None
-) -> Tensor:
-    return like.new_empty_strided(tuple(shape), _strides(shape, by_pixel), dtype=dtype)
+        strides = channels, 1, columns * images * channels, images * channels
+    else:
+        strides = rows * columns * channels, 1, columns * channels, channels
+    return like.new_empty_strided((images, channels, rows, columns), strides, dtype=dtype)
 
 
 def _laid(x: Tensor, by_pixel: bool) -> Tensor:
     """The same numbers in the order that C++ takes for granted."""
-    if x.stride() == _strides(x.shape, by_pixel):
-        return x
-    return _empty(x, x.shape, by_pixel).copy_(x)
+    if by_pixel:
+        return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _maps(shape: Sequence[int], by_pixel: bool) -> tuple[int, int, int, int]:

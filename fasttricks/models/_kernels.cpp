@@ -22,12 +22,11 @@ constexpr int kVector = 8;
 // Lanes of a block: 256 or 512 bytes of each pixel, below which jumping from pixel to pixel, each
 // on a page of its own, costs more than the arithmetic.
 constexpr int64_t kBlock = 128;
-constexpr int kMostHeight = 10;  // MOST_ROWS of _kernels.py
+constexpr int kMostHeight = 10;  // of the pixels that are transformed
 
 typedef float Floats __attribute__((vector_size(4 * kVector)));
 typedef uint32_t Words __attribute__((vector_size(4 * kVector)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kVector)));
-
 typedef uint8_t Bytes __attribute__((vector_size(kVector)));
 
 struct Bfloat16 {
@@ -46,28 +45,28 @@ inline Floats load(const Bfloat16* from) {
   return (Floats)(__builtin_convertvector(halves, Words) << 16);
 }
 
-inline void store(Floats value, float* to) { std::memcpy(to, &value, sizeof value); }
-
-// Rounds to the nearest, a tie to even; what is not a number stays so. (The processor's own way
-// takes numbers under 2^-126 for 0.)
-inline void store(Floats value, Bfloat16* to) {
-#ifdef __AVX512BF16__
-  const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
-#else
-  const Words bits = (Words)value;
-  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Words number = (Words)(value == value);
-  const Halves halves =
-      __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), Halves);
-#endif
-  std::memcpy(to, &halves, sizeof halves);
+// Stores round to the nearest, a tie to even; what is not a number stays so. (The processor's own way
+// takes numbers under 2^-126 for 0.) An exact one is for what was loaded from there, or 0.
+template <bool kExact = false>
+inline void store(Floats value, float* to) {
+  std::memcpy(to, &value, sizeof value);
 }
 
-// What was loaded from there, or 0.
-inline void store_exactly(Floats value, float* to) { store(value, to); }
-
-inline void store_exactly(Floats value, Bfloat16* to) {
-  const Halves halves = __builtin_convertvector((Words)value >> 16, Halves);
+template <bool kExact = false>
+inline void store(Floats value, Bfloat16* to) {
+  const Words bits = (Words)value;
+  Halves halves;
+  if constexpr (kExact) {
+    halves = __builtin_convertvector(bits >> 16, Halves);
+  } else {
+#ifdef __AVX512BF16__
+    halves = (Halves)_mm512_cvtneps_pbh((__m512)value);
+#else
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Words number = (Words)(value == value);
+    halves = __builtin_convertvector((rounded & number) | (0x7fc0 & ~number), Halves);
+#endif
+  }
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -80,19 +79,11 @@ inline Floats load(const T* from, int64_t count) {
   return load(some);
 }
 
-template <class T>
+template <bool kExact = false, class T>
 inline void store(Floats value, T* to, int64_t count) {
-  if (count >= kVector) return store(value, to);
+  if (count >= kVector) return store<kExact>(value, to);
   T some[kVector];
-  store(value, some);
-  std::memcpy(to, some, sizeof(T) * count);
-}
-
-template <class T>
-inline void store_exactly(Floats value, T* to, int64_t count) {
-  if (count >= kVector) return store_exactly(value, to);
-  T some[kVector];
-  store_exactly(value, some);
+  store<kExact>(value, some);
   std::memcpy(to, some, sizeof(T) * count);
 }
 
@@ -192,7 +183,7 @@ void max_pool(const T* x, T* y, uint8_t* which, int64_t maps, int64_t height, in
         best = (Floats)(((Words)value & larger) | ((Words)best & ~larger));
         place = (k & larger) | (place & ~larger);
       }
-      store_exactly(best, y + window * lanes + lane, count);
+      store<true>(best, y + window * lanes + lane, count);
       const Bytes bytes = __builtin_convertvector(place, Bytes);
       std::memcpy(which + window * lanes + lane, &bytes, count);
     }
@@ -223,7 +214,7 @@ void max_pool_backward(const T* grad, const uint8_t* which, T* x, int64_t maps, 
         std::memcpy(&bytes, which + window * lanes + lane, count);
         const Words place = __builtin_convertvector(bytes, Words);
         for (uint32_t k = 0; k < 4; k++)
-          store_exactly((Floats)(value & (Words)(place == k)), pixels[k] + lane, count);
+          store<true>((Floats)(value & (Words)(place == k)), pixels[k] + lane, count);
       }
     }
     if (width % 2)

@@ -7,11 +7,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fasttricks import _native
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
-MOST_ROWS = 10  # of the pixels that are transformed
+
+
+def are_plain_images(x: Tensor) -> bool:
+    """Whether these are images on a CPU, [N, C, H, W], whose memory can be worked on as it is."""
+    return (
+        x.device.type == "cpu"
+        and type(x) is Tensor
+        and x.ndim == 4
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+    )
 
 
 @lru_cache

@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from fasttricks._checks import check_integer
 from fasttricks._hardware import cpu_rounds_fp32_products
-from fasttricks.models._by_pixel import ForCPU, is_by_pixel
-from fasttricks.models._kernels import KERNEL_DTYPES, kernels
+from fasttricks.models._by_pixel import ForCPU, empty_images, is_by_pixel
+from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
 from fasttricks.models._winograd_tiles import (
     Size,
     best_tile,
@@ -136,12 +136,8 @@ class WinogradConv2d(nn.Conv2d):
             and self.bias is None  # that of a batch norm, once it is fused
             and torch.is_grad_enabled()
             and (x.requires_grad or self.weight.requires_grad)
-            and type(x) is Tensor
-            and x.device.type == "cpu"
             and x.dtype != torch.float64  # which autocast leaves alone
-            and x.ndim == 4
-            and x.numel() > 0
-            and not torch.compiler.is_compiling()
+            and are_plain_images(x)
         )
         if not applies:
             return None
@@ -234,9 +230,7 @@ class _Winograd(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size, way: Way) -> Tensor:
         images, channels, rows, columns = x.shape
         outputs = len(weight)
-        found = x.new_empty_strided(
-            (images, outputs, *size), (outputs, 1, size[1] * images * outputs, images * outputs)
-        )
+        found = empty_images(x, (images, outputs, *size), by_pixel=True)
         y = _by_pixel(found)
         g = _weight_matrix(m, way)
         kernels = torch.mm(g, weight.to(g.dtype).reshape(-1, 9).T)

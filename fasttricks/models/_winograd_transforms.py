@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fasttricks.models._kernels import KERNEL_DTYPES, MOST_ROWS, kernels
+from fasttricks.models._kernels import KERNEL_DTYPES, kernels
 
 
 class Way(NamedTuple):
@@ -111,7 +111,6 @@ class NativeTransform(Transform):
             and out.shape == (up * across, lanes)
             and out.is_contiguous()
             and x.dtype == out.dtype in KERNEL_DTYPES
-            and height <= MOST_ROWS
             and x.device.type == out.device.type == "cpu"
         ):  # C++ would not notice
             raise RuntimeError(f"no transform of {x.dtype}{x.shape} to {out.dtype}{out.shape}")
@@ -123,8 +122,10 @@ class NativeTransform(Transform):
             *(starts.data_ptr(), index.data_ptr(), value.data_ptr(), across, width),
             *(x.data_ptr(), out.data_ptr(), lanes),
         )
-        if failed:
+        if failed == 1:
             raise MemoryError("no memory for a few pixels of Winograd's transform")
+        if failed:
+            raise RuntimeError(f"no transform of {height} rows of pixels")
         return out
 
     @cached_property

@@ -23,7 +23,6 @@ from fasttricks.models._by_pixel import (
 from fasttricks.models._kernels import kernels
 
 sizes = st.integers(2, 7)
-needs_compiler = pytest.mark.skipif(kernels() is None, reason="no compiler, or FASTTRICKS_NATIVE=0")
 
 
 def images(*shape, seed=0):
@@ -97,7 +96,7 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@needs_compiler
+@pytest.mark.native
 @given(
     n=st.integers(1, 3), c=st.integers(1, 40), rows=sizes, columns=sizes,
     make=st.sampled_from([by_pixel, channels_last]),
@@ -118,7 +117,7 @@ def test_our_own_halving_equals_torchs_and_keeps_the_format(n, c, rows, columns,
             assert found.is_contiguous(memory_format=torch.channels_last)
 
 
-@needs_compiler
+@pytest.mark.native
 def test_our_own_halving_takes_what_is_no_number_for_the_largest():
     nan, inf = float("nan"), float("inf")
     maps = [[[nan, 1], [2, 3]], [[1, 2], [nan, 3]], [[nan, nan], [3, 2]], [[-inf, -inf]] * 2]
@@ -133,7 +132,7 @@ def test_our_own_halving_takes_what_is_no_number_for_the_largest():
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("make", [by_pixel, channels_last])
 def test_our_own_halving_keeps_the_smallest_numbers_and_can_be_changed_in_place(make):
     x = make(torch.full((2, 20, 4, 4), -9e-41).bfloat16()).requires_grad_(True)
@@ -149,7 +148,7 @@ def in_another_order(x):
     return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("make", [by_pixel, channels_last])
 def test_our_own_halving_takes_what_comes_back_in_another_order(make):
     x = make(images(2, 20, 5, 4)).requires_grad_(True)

@@ -29,9 +29,6 @@ from fasttricks.models._winograd_transforms import Way, make_transform, way_for
 sizes = st.integers(1, 17)
 EXACT = Way(torch.float64)
 NATIVE = {dtype: Way(dtype, native=True) for dtype in (torch.float32, torch.bfloat16)}
-needs_compiler = pytest.mark.skipif(
-    not way_for(torch.float32).native, reason="no compiler, or FASTTRICKS_NATIVE=0"
-)
 
 
 def draw(*shape, seed=0):
@@ -133,7 +130,7 @@ def test_a_smaller_output_is_compared_with_the_whole_direct_one():
     assert best_tile((64, 64), (64, 64), Way(torch.float32)) is None
 
 
-@needs_compiler
+@pytest.mark.native
 @given(
     rows=sizes,
     columns=sizes,
@@ -159,7 +156,7 @@ def test_our_own_pass_equals_torchs_products(rows, columns, m, channels, images,
         assert (found - expected).norm() <= 2e-4 * expected.norm()
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", NATIVE)
 @pytest.mark.parametrize("lanes", [1, 7, 8, 16, 128, 130, 1000])
 @pytest.mark.parametrize("add", [False, True])
@@ -181,7 +178,7 @@ def test_our_own_pass_is_the_product_and_stays_in_bounds(dtype, lanes, add):
     assert (found - expected).norm() < 2.0**-8 * expected.norm()
 
 
-@needs_compiler
+@pytest.mark.native
 def test_our_own_pass_rounds_to_even_and_keeps_what_is_no_number():
     identity = make_transform(torch.eye(1).double(), torch.eye(1).double(), NATIVE[torch.bfloat16])
     scaled = make_transform(
@@ -196,7 +193,7 @@ def test_our_own_pass_rounds_to_even_and_keeps_what_is_no_number():
     assert torch.equal(found[:, 1:], odd[:, 1:])
 
 
-@needs_compiler
+@pytest.mark.native
 def test_our_own_pass_refuses_what_it_would_not_notice():
     transform = make_transform(torch.eye(2).double(), torch.eye(2).double(), NATIVE[torch.float32])
     for x, out in (
@@ -210,7 +207,7 @@ def test_our_own_pass_refuses_what_it_would_not_notice():
             transform(x, out=out)
 
 
-@needs_compiler
+@pytest.mark.native
 @pytest.mark.parametrize("dtype", NATIVE)
 def test_without_a_compiler_torchs_operations_do_the_same(dtype, monkeypatch):
     _, fast = both()
@@ -249,7 +246,7 @@ def both(channels=128):
     [
         *[(size, False, 0.026) for size in (3, 6, 7, 12)],
         *[
-            pytest.param(size, True, most, marks=needs_compiler)
+            pytest.param(size, True, most, marks=pytest.mark.native)
             for size, most in ((2, 0.01), (3, 0.012), (5, 0.05), (6, 0.11), (7, 0.02), (12, 0.1))
         ],
     ],
