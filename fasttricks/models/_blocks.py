@@ -24,6 +24,7 @@ from fasttricks.models._by_pixel import (
 )
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
+from fasttricks.models._norm_act import norm_act_quickly
 from fasttricks.models._winograd import WinogradConv2d
 
 PoolPlace = Literal["none", "first", "last"]
@@ -138,22 +139,33 @@ class ConvNormAct(ForCPU, nn.Module):
 
     def _forward_on_cpu(self, x: Tensor) -> Tensor:
         """The same, where the images may lie in memory as the convolution leaves them."""
-        if isinstance(self.conv, WinogradConv2d):
-            # Hooks are to see the shapes that they would see elsewhere.
-            pooled = self.pool == "first" and not _has_hooks(self.conv)
-            x = self.conv(x, pooled=pooled, by_pixel=True)
-        else:
-            x = self.conv(x)
-        if self.pool == "first":
-            x = _halve_on_cpu(x)
+        x = self._convolved(x)
+        if not has_hooks(self.norm) and not has_hooks(self.act):
+            found = norm_act_quickly(self.norm, self.act, x)
+            if found is not None:
+                return _halve_on_cpu(found) if self.pool == "last" else found
         if not is_by_pixel(x):
             x = self.norm(x)
-        elif type(self.norm) is nn.BatchNorm2d and not _has_hooks(self.norm):
+        elif type(self.norm) is nn.BatchNorm2d and not has_hooks(self.norm):
             x = batch_norm_by_pixel(self.norm, x)
         else:
             x = self.norm(x.contiguous(memory_format=torch.channels_last))
         x = self.act(x)
         return _halve_on_cpu(x) if self.pool == "last" else x
+
+    def _convolved(self, x: Tensor) -> Tensor:
+        """What goes to the norm."""
+        first = self.pool == "first"
+        if isinstance(self.conv, WinogradConv2d):
+            # Hooks are to see the shapes that they would see elsewhere.
+            pooled = first and not has_hooks(self.conv)
+            halved = self.conv.halved(x) if pooled else None
+            if halved is not None:
+                return halved
+            x = self.conv(x, pooled=pooled, by_pixel=True)
+        else:
+            x = self.conv(x)
+        return _halve_on_cpu(x) if first else x
 
     def extra_repr(self) -> str:
         return f"pool={self.pool!r}"
@@ -225,7 +237,8 @@ def _halve_on_cpu(x: Tensor) -> Tensor:
     return max_pool_by_pixel(x, min(2, x.shape[2]), min(2, x.shape[3]))
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody is to see what goes into the module, comes out of it, or comes back."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     return any(getattr(module, kind) for kind in kinds)
 

@@ -102,7 +102,7 @@ class _Halve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
-        grad, which = _laid(grad, ctx.by_pixel), _laid(which, ctx.by_pixel)
+        grad, which = laid(grad, ctx.by_pixel), laid(which, ctx.by_pixel)
         found = empty_images(grad, ctx.shape, by_pixel=ctx.by_pixel)
         ctx.library.fasttricks_max_pool_backward(
             grad.dtype == torch.bfloat16,
@@ -124,7 +124,7 @@ def empty_images(
     return like.new_empty_strided((images, channels, rows, columns), strides, dtype=dtype)
 
 
-def _laid(x: Tensor, by_pixel: bool) -> Tensor:
+def laid(x: Tensor, by_pixel: bool) -> Tensor:
     """The same numbers in the order that C++ takes for granted."""
     if by_pixel:
         return x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)

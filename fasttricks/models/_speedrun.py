@@ -17,12 +17,16 @@ from fasttricks.models._blocks import (
     check_image_size,
     check_sizes,
     global_max_pool,
+    has_hooks,
     norm_and_act,
 )
+from fasttricks.models._by_pixel import ForCPU, is_by_pixel, max_pool_by_pixel
 from fasttricks.models._initialisation import dirac_, scale_head_
+from fasttricks.models._norm_act import act_by_pixel
+from fasttricks.models._winograd import WinogradConv2d
 
 
-class SpeedrunNet(nn.Module):
+class SpeedrunNet(ForCPU, nn.Module):
     """A frozen 2 x 2 whitening convolution, groups of convolutions, and a linear head.
 
     Each group is ``conv -> 2 x 2 max-pool -> norm -> act -> conv -> norm -> act``; one of depth 3
@@ -92,12 +96,32 @@ class SpeedrunNet(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to features [N, widths[-1], h, w]."""
         check_image_size(images, min_size=self.min_size)
-        x: Tensor = self.groups(self.act(self.whiten(images)))
+        x: Tensor = self.groups(self._whitened(images))
         return x
+
+    def _whitened(self, images: Tensor) -> Tensor:
+        x: Tensor = self.whiten(images)
+        takes = self._first is not None and self._first.halves(x)
+        found = None
+        if self.made_for_cpu and takes and not has_hooks(self.act):
+            found = act_by_pixel(self.act, x)
+        if found is None:
+            found = self.act(x)
+        return found
+
+    @property
+    def _first(self) -> WinogradConv2d | None:
+        conv = next(m for m in self.groups.modules() if isinstance(m, nn.Conv2d))
+        return conv if isinstance(conv, WinogradConv2d) else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
-        logits: Tensor = self.head(self.dropout(global_max_pool(self.forward_features(images))))
+        x = self.forward_features(images)
+        if self.made_for_cpu and is_by_pixel(x):
+            features = max_pool_by_pixel(x, *x.shape[2:]).flatten(1)
+        else:
+            features = global_max_pool(x)
+        logits: Tensor = self.head(self.dropout(features))
         return logits * self.logit_scale
 
     def reset_parameters(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from statistics import harmonic_mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,37 @@ from fasttricks.models._winograd_tiles import (
     Size,
     best_tile,
     points_for,
+    singles,
     strips,
     winograd_matrices,
 )
-from fasttricks.models._winograd_transforms import Way, way_for
+from fasttricks.models._winograd_transforms import (
+    Axis,
+    Halving,
+    Transform,
+    Way,
+    make_transform,
+    way_for,
+)
 
 # What is saved goes with the product of the channels in and out, what the transforms cost with
-# their sum; bf16's products are so fast that it takes more channels to pay.
+# their sum; bf16's products are so fast that it takes more channels to pay: 24 to 64 does, 32 to 32
+# does not where images come and go in channels_last.
 _FEWEST = {
     Way(torch.float32): 48,
-    Way(torch.float32, native=True): 48,
+    Way(torch.float32, native=True): 32,
     Way(torch.bfloat16): 96,
-    Way(torch.bfloat16, native=True): 64,
+    Way(torch.bfloat16, native=True): 33,
 }
+
+
+class _Plan(NamedTuple):
+    """How to compute, the side of a tile, the output's size, and whether it is halved then."""
+
+    way: Way
+    m: int
+    size: Size
+    halve: bool = False
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -48,7 +66,7 @@ class WinogradConv2d(nn.Conv2d):
     transformed images, 1.3 to 4.5 times the input, are kept for the backward pass.
 
     Where GCC is found (``$CXX``, or else ``g++``; on Linux), it compiles passes of our own for the
-    transforms, once in a process, in a second or two, for larger tiles in bf16 and less time.
+    transforms, once in a process, in some seconds, for larger tiles in bf16 and much less time.
     Without it, or with ``FASTTRICKS_NATIVE=0`` in the environment, torch's operations do the same;
     in bf16 they round by 2 %, and maps may be 16 pixels wide.
 
@@ -65,8 +83,8 @@ class WinogradConv2d(nn.Conv2d):
 
     Attributes:
         min_channels: Fewest channels, as the harmonic mean of C and K, with which it is not
-            ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 48 in fp32 and 64 in bf16, or
-            96 there without a compiler.
+            ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 32 in fp32 and 33 in bf16, or
+            without a compiler 48 and 96.
 
     Shape:
         Float images [N, C, H, W] to [N, K, H, W]: padded by 1, stride 1, no bias.
@@ -115,19 +133,46 @@ class WinogradConv2d(nn.Conv2d):
         Returns:
             [N, K, H, W], or with ``pooled`` the largest even part of it.
         """
-        way = self._way(input)
-        if way is None:
+        plan = self._plan(input, pooled=pooled)
+        if plan is None:
             return super().forward(input)
-        rows, columns = input.shape[2:]
+        found = self._convolve(input, plan)
+        return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
+
+    def halved(self, input: Tensor) -> Tensor | None:
+        """Convolve, and take the largest of 2 x 2 pixels in the same pass.
+
+        Args:
+            input: Images [N, C, H, W].
+
+        Returns:
+            [N, K, H // 2, W // 2], in memory as [H, W, N, K]; or None where that is two passes.
+        """
+        plan = self._plan(input, pooled=True, halve=True)
+        return None if plan is None or not plan.halve else self._convolve(input, plan)
+
+    def halves(self, input: Tensor) -> bool:
+        """Whether ``halved`` would take the images, [N, C, H, W]."""
+        plan = self._plan(input, pooled=True, halve=True)
+        return plan is not None and plan.halve
+
+    def _convolve(self, x: Tensor, plan: _Plan) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            found: Tensor = _Winograd.apply(x.to(plan.way.dtype), self.weight, plan)
+        return found
+
+    def _plan(self, x: Tensor, *, pooled: bool, halve: bool = False) -> _Plan | None:
+        way = self._way(x)
+        if way is None:
+            return None
+        rows, columns = x.shape[2:]
         size = rows, columns
         if pooled:
             size = max(1, rows - rows % 2), max(1, columns - columns % 2)
         m = best_tile((rows, columns), size, way)
         if m is None:
-            return super().forward(input)
-        with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(input.to(way.dtype), self.weight, m, size, way)
-        return found if by_pixel else found.contiguous(memory_format=torch.channels_last)
+            return None
+        return _Plan(way, m, size, halve and way.native and min(size) > 1)
 
     def _way(self, x: Tensor) -> Way | None:
         """Return how to compute, or None for torch's way."""
@@ -164,19 +209,20 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
     objects, with their parameters, names, hooks and mode. A second call sets ``min_channels`` anew.
-    The library's blocks also halve their maps by a pass of our own then, while they train, where it
-    can be compiled: the same to the bit, but like the convolutions without a second derivative. For
-    a model on a CPU it is compiled here, and not during the first step.
+    The library's blocks, while they train, also halve their maps then, and normalise and activate
+    them, by passes of our own where these can be compiled: the same but for rounding, and like the
+    convolutions without a second derivative. For a model on a CPU they are compiled here, and not
+    during the first step.
 
     Args:
         model: The network.
         min_channels: Fewest channels, as the harmonic mean of those in and out: what is saved goes
-            with their product, what the transforms cost with their sum. None (default) is 48 in
-            fp32, and in bf16 64, or without a compiler 96, which takes 64 to 192 and leaves 64 to
-            128 as they are.
+            with their product, what the transforms cost with their sum. None (default) is 32 in
+            fp32 and 33 in bf16, or without a compiler 48 and 96, of which the last takes 64 to 192
+            and leaves 64 to 128 as they are.
 
     Returns:
-        How many it made, by default those with channels enough for fp32; 0 is no error.
+        How many it made, by default those with 32 channels or more; 0 is no error.
 
     Raises:
         ValueError: If ``min_channels`` is under 1.
@@ -220,31 +266,40 @@ def _mean_channels(conv: nn.Conv2d) -> float:
 
 
 class _Winograd(torch.autograd.Function):
-    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, h, w], in the dtype of x, by tiles of m.
+    """x [N, C, H, W], weight [K, C, 3, 3] to [N, K, h, w], in the dtype of x.
 
     It works on [H * W, N * C], so that a strip of tiles is one matrix away from its pixels. h and w
-    are H and W, or less: as many of the first outputs.
+    are H and W, or one less: as many of the first outputs; or half of that.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, m: int, size: Size, way: Way) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, plan: _Plan) -> Tensor:
+        way, m, size, halve = plan
         images, channels, rows, columns = x.shape
         outputs = len(weight)
-        found = empty_images(x, (images, outputs, *size), by_pixel=True)
-        y = _by_pixel(found)
-        g = _weight_matrix(m, way)
-        kernels = torch.mm(g, weight.to(g.dtype).reshape(-1, 9).T)
-        u = kernels.view(-1, outputs, channels).to(x.dtype)  # [points, K, C]
-        pixels = _by_pixel(x)
+        written = (size[0] // 2, size[1] // 2) if halve else size
+        found = empty_images(x, (images, outputs, *written), by_pixel=True)
+        y, pixels = _by_pixel(found), _by_pixel(x)
+        which, carry = y.new_empty(0, dtype=torch.uint8), y.new_empty(0)
+        if halve:
+            which, carry = torch.empty_like(y, dtype=which.dtype), y.new_empty(size[1], y.shape[1])
+        places = weight.to(_exact(way)).permute(2, 3, 0, 1).reshape(9, -1)
+        u = _weight_transform(m, way).to_points(places, dtype=x.dtype)
+        u = u.view(-1, outputs, channels)  # [points, K, C]
         transformed = []
         for strip in strips(m, (rows, columns), size, way):
-            v = strip.b(pixels[strip.read]).view(strip.points, -1, channels)
+            v = strip.inputs.to_points(pixels[strip.read]).view(strip.points, -1, channels)
             products = torch.bmm(v, u[: strip.points].transpose(1, 2))  # [points, tiles * N, K]
-            strip.a(products.view(-1, images * outputs), out=y[strip.written])
+            products = products.view(-1, images * outputs)
+            if halve:
+                halving = Halving(which[strip.halved], carry, strip.odd)
+                strip.outputs.to_pixels(products, y[strip.halved], halving=halving)
+            else:
+                strip.outputs.to_pixels(products, y[strip.written])
             if ctx.needs_input_grad[1]:
                 transformed.append(v)
-        ctx.save_for_backward(u, *transformed)
-        ctx.m, ctx.way, ctx.shape, ctx.dtype = m, way, x.shape, weight.dtype
+        ctx.save_for_backward(u, which, *transformed)
+        ctx.plan, ctx.shape, ctx.dtype = plan, x.shape, weight.dtype
         ctx.by_pixel = is_by_pixel(x)
         return found
 
@@ -252,46 +307,60 @@ class _Winograd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast("cpu", enabled=False):
-            return *_gradients(ctx, grad), None, None, None
+            return *_gradients(ctx, grad), None
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight, each None where it is not needed."""
     needs_x, needs_weight, *_ = ctx.needs_input_grad
-    m, (images, channels, *read) = ctx.m, ctx.shape
-    outputs, *written = grad.shape[1:]
-    u, *transformed = ctx.saved_tensors
-    g = _weight_matrix(m, ctx.way)
-    grad_x = grad.new_zeros(read[0] * read[1], images * channels) if needs_x else None
-    grad_u = g.new_zeros((m + 2) ** 2, outputs, channels) if needs_weight else None
+    way, m, size, halve = ctx.plan
+    images, channels, *read = ctx.shape
+    outputs = grad.shape[1]
+    u, which, *transformed = ctx.saved_tensors
+    grad_x = grad.new_empty(read[0] * read[1], images * channels) if needs_x else None
+    grad_u = None
+    if needs_weight:  # [points, C, K]: where C is less, a product is quicker so
+        grad_u = u.new_zeros(len(u), channels, outputs, dtype=_exact(way))
     pixels = _by_pixel(grad)
-    for number, strip in enumerate(strips(m, tuple(read), tuple(written), ctx.way)):
+    for number, strip in enumerate(strips(m, tuple(read), size, way)):
         points = strip.points
-        products = strip.a.T(pixels[strip.written]).view(points, -1, outputs)
+        if halve:
+            halving = Halving(which[strip.halved], pixels[:0], strip.odd)
+            products = strip.outputs.to_points(pixels[strip.halved], halving=halving)
+        else:
+            products = strip.outputs.to_points(pixels[strip.written])
+        products = products.view(points, -1, outputs)
         if grad_u is not None:
-            transposed = products.transpose(1, 2)
+            transposed = transformed[number].transpose(1, 2)
             if grad_u.dtype == grad.dtype:
-                grad_u[:points].baddbmm_(transposed, transformed[number])
+                grad_u[:points].baddbmm_(transposed, products)
             else:
-                grad_u[:points] += torch.bmm(transposed, transformed[number])
-        if grad_x is not None:  # strips share two rows of pixels
-            grad_v = torch.bmm(products, u[:points])
-            strip.b.T(grad_v.view(-1, images * channels), out=grad_x[strip.read], add=True)
+                grad_u[:points] += torch.bmm(transposed, products)
+        if grad_x is not None:
+            grad_v = torch.bmm(products, u[:points]).view(-1, images * channels)
+            strip.inputs.to_pixels(grad_v, grad_x[strip.read], added=strip.shared)
+    grad_weight = None
     if grad_u is not None:
-        flat = torch.mm(g.T, grad_u.flatten(1)).view(3, 3, outputs, channels)
-        grad_u = flat.permute(2, 3, 0, 1).to(ctx.dtype)
+        places = grad_u.new_empty(9, channels * outputs)
+        _weight_transform(m, way).to_pixels(grad_u.view(len(u), -1), places)
+        grad_weight = places.view(3, 3, channels, outputs).permute(3, 2, 0, 1).to(ctx.dtype)
     if grad_x is not None:
         grad_x = _images(grad_x, images, tuple(read))
         if not ctx.by_pixel:
             grad_x = grad_x.contiguous(memory_format=torch.channels_last)
-    return grad_x, grad_u
+    return grad_x, grad_weight
 
 
 @lru_cache
-def _weight_matrix(m: int, way: Way) -> Tensor:
-    """G for flattened kernels [n * n, 9], in float32 at least."""
-    g = winograd_matrices(points_for(way)[m])[1]
-    return torch.kron(g, g).to(torch.promote_types(way.dtype, torch.float32))
+def _weight_transform(m: int, way: Way) -> Transform:
+    """Kernels [9, K * C] to points [n * n, K * C]."""
+    axis = Axis(winograd_matrices(points_for(way)[m])[1], singles(m, m + 2), size=3)
+    return make_transform(axis, axis, Way(_exact(way), way.native))
+
+
+def _exact(way: Way) -> torch.dtype:
+    """What the kernels are transformed in, and their gradients added up."""
+    return torch.promote_types(way.dtype, torch.float32)
 
 
 def _by_pixel(x: Tensor) -> Tensor:

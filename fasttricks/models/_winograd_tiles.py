@@ -13,30 +13,31 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fasttricks.models._winograd_transforms import Transform, Way, make_transform
+from fasttricks.models._winograd_transforms import Axis, Transform, Way, make_transform
 
-# A polynomial is told by its leading coefficient and its values at these points, m + 1 of them for
-# tiles of m. Of those tried they leave the smallest errors, as shares of the output's norm. With
-# matrices in bf16 as well as images: 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %.
-# With matrices in fp32, which only the native transforms have: 0.8, 1.3, 3.3 and 6.6 % for m = 3,
-# 4, 5, 6, which no training has been seen to mind.
-# All in fp32: 1e-6 for m = 4 and 7e-5 for m = 8, which is under TF32's rounding.
-_FEW_BITS = {3: (0.0, 1.0, -1.0, 2.0), 4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5)}
+# A polynomial is told by its values at these points, m + 1 of them for tiles of m, and by its
+# leading coefficient, its value at infinity. Pairs of a and -a come first, and 0 last. Of those
+# tried they leave the smallest errors, as shares of the output's norm. With matrices in bf16 as
+# well as images: 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %. With matrices in
+# fp32, which only the native transforms have: 0.8, 1.2, 2.4 and 5.4 % for m = 3, 4, 5, 6, which no
+# training has been seen to mind.
+# All in fp32: 1e-6 for m = 4 and 9e-5 for m = 8, which is under TF32's rounding.
+_FEW_BITS = {3: (1.0, -1.0, 0.0, 2.0), 4: (2 / 3, -2 / 3, 1.5, -1.5, 0.0)}
 _FEW_BITS_OF_IMAGES = {
-    2: (0.0, 1.0, -1.0),
+    2: (1.0, -1.0, 0.0),
     3: (0.4, -0.4, 4 / 3, -4 / 3),
-    4: (0.0, 2 / 3, -2 / 3, 1.5, -1.5),
+    4: (2 / 3, -2 / 3, 1.5, -1.5, 0.0),
     5: (0.3, -0.3, 0.8, -0.8, 1.7, -1.7),
-    6: (0.0, 0.55, -0.55, 1.0, -1.0, 2.0, -2.0),
+    6: (0.55, -0.55, 1.0, -1.0, 2.0, -2.0, 0.0),
 }
 _MANY_BITS = {
-    2: (0.0, 1.0, -1.0),
+    2: (1.0, -1.0, 0.0),
     3: (0.4, -0.4, 4 / 3, -4 / 3),
-    4: (0.0, 0.6, -0.6, 1.5, -1.5),
+    4: (0.6, -0.6, 1.5, -1.5, 0.0),
     5: (0.25, -0.25, 0.8, -0.8, 4 / 3, -4 / 3),
-    6: (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5),
+    6: (0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 0.0),
     7: (0.25, -0.25, 0.6, -0.6, 1.0, -1.0, 4 / 3, -4 / 3),
-    8: (0.0, 0.4, -0.4, 0.75, -0.75, 1.0, -1.0, 4 / 3, -4 / 3),
+    8: (0.4, -0.4, 0.75, -0.75, 1.0, -1.0, 4 / 3, -4 / 3, 0.0),
 }
 
 # A transform's matrix grows with the width, a dense one (that of a whole strip) with its square.
@@ -64,10 +65,10 @@ def best_tile(read: Size, written: Size, way: Way) -> int | None:
     rows, columns = written
     if columns > (_WIDEST_DENSE if way.is_dense else _WIDEST):
         return None
-    costs = {
-        m: -(-columns // m) * (m + 2) * sum(height + 2 for _, height in _heights(rows, m))
-        for m in points_for(way)
-    }
+    costs = {}
+    for m in points_for(way):
+        points = sum(max(height, m - 1) + 2 for _, height in _heights(rows, m))
+        costs[m] = -(-columns // m) * (m + 2) * points
     m = min(costs, key=costs.__getitem__)
     return m if costs[m] < 0.5 * 9 * read[0] * read[1] else None
 
@@ -78,8 +79,8 @@ def winograd_matrices(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return A [k, n], G [n, 3], B [n, n] with conv(x, w) = A [(G w) * (B x)], in float64.
 
-    k is m, or fewer outputs, which take the first n = k + 2 of all points and rows of G. The rows
-    of the whole B are brought to norm 1, and G's to its reciprocal, which keeps what is rounded in
+    k is m, or m - 1, which takes the same points but infinity, and the first rows of G. The rows of
+    the whole B are brought to norm 1, and G's to its reciprocal, which keeps what is rounded in
     range.
     """
     m = len(points) - 1
@@ -94,16 +95,21 @@ def winograd_matrices(
 class Strip:
     """A row of tiles: the pixels that it reads and writes, of all H * W, and its transforms.
 
-    ``b`` makes [points * tiles, M] of the pixels read, and ``a`` makes those written of that. The
-    pieces are ordered by the point in rows and columns first, then by the tile. A strip of fewer
-    rows than m takes the first of all n * n points.
+    ``inputs`` makes [points * tiles, M] of the pixels read; ``outputs`` would make such of those
+    written, but the algorithm takes it the other way. A strip of fewer rows than m takes the first
+    of all n * n points. ``shared`` of the rows that it reads are those of the strip before as well.
+    Where the output is halved, its windows are ``halved``, of all (H // 2) * (W // 2); if it is
+    ``odd`` the first ones began in the strip before.
     """
 
     points: int
     read: slice
     written: slice
-    a: Transform
-    b: Transform
+    halved: slice
+    odd: bool
+    shared: int
+    inputs: Transform
+    outputs: Transform
 
 
 @lru_cache
@@ -113,34 +119,40 @@ def strips(m: int, read: Size, written: Size, way: Way) -> tuple[Strip, ...]:
     Args:
         m: Side of an output tile.
         read: Rows and columns of the input.
-        written: Those of the output, from the first on; at most as many.
+        written: Those of the output, from the first on; at most as many, and no more than one less.
         way: How to compute.
     """
     points, n = points_for(way)[m], m + 2
     a, _, b = winograd_matrices(points)
-    across = -(-written[1] // m)
-    to_columns = _zeros(written[1], n, across)
-    from_columns = _zeros(n, across, read[1])
-    for tile in range(across):
-        start, stop = tile * m, min(written[1], (tile + 1) * m)
-        to_columns[start:stop, :, tile] = a[: stop - start]
-        inside, cut = _reach(start, m, read[1])
-        from_columns[:, tile, inside] = b[:, cut]
-    to_columns, from_columns = to_columns.flatten(1), from_columns.flatten(0, 1)
-    found = []
+    tiles = {"tiles": -(-written[1] // m), "step": m}
+    from_columns = Axis(b, singles(m, n), read[1], first=-1, **tiles)
+    to_columns = Axis(a.T, singles(m, n), written[1], **tiles)
+    found: list[Strip] = []
+    half = written[1] // 2
     for start, height in _heights(written[0], m):
-        a, _, b = winograd_matrices(points, height)
-        inside, cut = _reach(start, height, read[0])
+        a, _, b = winograd_matrices(points, max(height, m - 1))
+        single = singles(m, len(b))
+        first, stop = max(0, start - 1), min(read[0], start + height + 1)
         found.append(
             Strip(
-                (height + 2) * n,
-                slice(inside.start * read[1], inside.stop * read[1]),
-                slice(start * written[1], (start + height) * written[1]),
-                a=make_transform(a, to_columns, way),
-                b=make_transform(b[:, cut], from_columns, way),
+                len(b) * n,
+                read=slice(first * read[1], stop * read[1]),
+                written=slice(start * written[1], (start + height) * written[1]),
+                halved=slice(start // 2 * half, -(-(start + height) // 2) * half),
+                odd=start % 2 == 1,
+                shared=2 if found else 0,
+                inputs=make_transform(
+                    Axis(b, single, stop - first, start - 1 - first), from_columns, way
+                ),
+                outputs=make_transform(Axis(a.T, single, height), to_columns, way),
             )
         )
     return tuple(found)
+
+
+def singles(m: int, count: int) -> int:
+    """How many of the first m + 1 or m + 2 points are 0 or infinity, and no pair."""
+    return (m + 1) % 2 + (count - m - 1)
 
 
 def _heights(rows: int, m: int) -> list[tuple[int, int]]:
@@ -149,21 +161,9 @@ def _heights(rows: int, m: int) -> list[tuple[int, int]]:
     return [(start, stop - start) for start, stop in pairwise(starts)]
 
 
-def _reach(start: int, m: int, size: int) -> tuple[slice, slice]:
-    """The pixels of a line that m outputs need, and which of the m + 2 they are."""
-    first, stop = start - 1, start + m + 1
-    inside = slice(max(0, first), min(size, stop))
-    return inside, slice(inside.start - first, inside.stop - first)
-
-
 def _values(points: tuple[float, ...], length: int, count: int | None = None) -> Tensor:
-    """[count, length]: a polynomial's leading coefficient and values, from its coefficients."""
+    """[count, length]: a polynomial's values and leading coefficient, from its coefficients."""
     at = torch.tensor(points, dtype=torch.float64, device="cpu")[:, None]
-    leading = _zeros(1, length)
+    leading = torch.zeros(1, length, dtype=torch.float64, device="cpu")
     leading[0, -1] = 1
-    return torch.cat([leading, at ** torch.arange(length, device="cpu")])[: count or length]
-
-
-def _zeros(*shape: int) -> Tensor:
-    """On the CPU, whatever the default device is."""
-    return torch.zeros(shape, dtype=torch.float64, device="cpu")
+    return torch.cat([at ** torch.arange(length, device="cpu"), leading])[: count or length]

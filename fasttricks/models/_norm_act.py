@@ -1,0 +1,206 @@
+"""Batch norm and the activation after it by one pass over images on a CPU, of our own C++.
+
+Forward, images are read twice and written once, where torch's two passes read three times and write
+twice; backward they and their gradients are read twice, where torch's also write in between.
+"""
+
+from __future__ import annotations
+
+from ctypes import CDLL
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fasttricks.models._by_pixel import empty_images, is_by_pixel, laid
+from fasttricks.models._celu import CELU
+from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
+
+# Rows are added up in so many parts, and these at last: the same for any number of threads.
+_PARTS = 64
+_MOST_CHANNELS = 1024  # of an activation without a norm
+
+
+class _Act(NamedTuple):
+    number: int  # in C++
+    alpha: float = 1.0
+
+
+def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
+    """``act(norm(x))`` by passes of our own, the same but for rounding.
+
+    Of images to train on, by pixel or in channels_last, to such. None if they are other ones, if
+    the norm or the activation is none that the passes know, or if they could not be compiled.
+    """
+    known = _known(act)
+    if (
+        known is None
+        or not isinstance(norm, nn.BatchNorm2d)
+        or not _is_plain(norm)
+        or not are_plain_images(x)
+    ):
+        return None
+    by_pixel = is_by_pixel(x)
+    if (
+        x.dtype not in KERNEL_DTYPES
+        or not torch.is_grad_enabled()
+        or x.shape[1] != norm.num_features
+        or x.numel() == x.shape[1]  # for which torch has an error
+        or not (by_pixel or x.is_contiguous(memory_format=torch.channels_last))
+    ):
+        return None
+    library = kernels()
+    if library is None:
+        return None
+    y: Tensor
+    y, mean, variance = _NormAct.apply(
+        *(x, norm.weight, norm.bias, norm.eps), known, by_pixel, library
+    )
+    _follow(norm, mean, variance, count=x.numel() // x.shape[1])
+    return y
+
+
+def act_by_pixel(act: nn.Module, x: Tensor) -> Tensor | None:
+    """``act(x)`` of images in channels_last to such by pixel, by a pass of our own.
+
+    None if they are other images, or if the pass does not know the activation or could not be
+    compiled.
+    """
+    known = _known(act)
+    if (
+        known is None
+        or not are_plain_images(x)
+        or x.dtype not in KERNEL_DTYPES
+        or x.shape[1] > _MOST_CHANNELS
+        or not x.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return None
+    library = kernels()
+    if library is None:
+        return None
+    y: Tensor = _ActByPixel.apply(x, act, known, library)
+    return y
+
+
+def _known(act: nn.Module) -> _Act | None:
+    if isinstance(act, nn.ReLU | nn.SiLU | nn.CELU) and act.inplace:
+        return None
+    if isinstance(act, nn.CELU) and type(act) in (nn.CELU, CELU):
+        return _Act(3, act.alpha)
+    if isinstance(act, nn.GELU) and act.approximate != "none":
+        return None
+    numbers: dict[type, int] = {nn.Identity: 0, nn.ReLU: 1, nn.SiLU: 2, nn.GELU: 4}
+    number = numbers.get(type(act))
+    return None if number is None else _Act(number)
+
+
+def _is_plain(norm: nn.BatchNorm2d) -> bool:
+    """Whether it is torch's own batch norm of each batch, with fp32 numbers."""
+    return (
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.momentum is not None
+        and all(p.dtype == torch.float32 for p in norm.parameters())
+    )
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, count: int) -> None:
+    """Bring the running statistics nearer to a batch's, as torch does."""
+    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+        return
+    unbiased = variance * (count / (count - 1))
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
+    norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), norm.momentum)
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+
+
+class _NormAct(torch.autograd.Function):
+    """Also gives the mean and the variance of each channel, in float64."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        act: _Act,
+        by_pixel: bool,
+        library: CDLL,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, channels = x.numel() // x.shape[1], x.shape[1]
+        is_bf16 = x.dtype == torch.bfloat16
+        parts = _parts(rows, channels)
+        library.fasttricks_sums(is_bf16, x.data_ptr(), rows, channels, len(parts), parts.data_ptr())
+        first, square = parts.double().sum(0) / rows
+        mean = first + x[0, :, 0, 0]  # the pixel that was taken away from all
+        variance = (square - first.square()).clamp_(min=0)
+        deviation = (variance + eps).sqrt()
+        scale = deviation.reciprocal() if weight is None else weight / deviation
+        shift = torch.zeros_like(mean) if bias is None else bias
+        norm = torch.stack([mean, scale, shift]).float()
+        y = empty_images(x, x.shape, by_pixel=by_pixel)
+        library.fasttricks_norm_act(
+            *(is_bf16, *act, norm.data_ptr(), x.data_ptr(), y.data_ptr()), rows, channels
+        )
+        ctx.save_for_backward(x, norm, deviation)
+        ctx.act, ctx.by_pixel, ctx.library = act, by_pixel, library
+        ctx.mark_non_differentiable(mean, variance)
+        return y, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, norm, deviation = ctx.saved_tensors
+        rows, channels = x.numel() // x.shape[1], x.shape[1]
+        grad = laid(grad, ctx.by_pixel)
+        given = (
+            *(x.dtype == torch.bfloat16, *ctx.act),
+            *(norm.data_ptr(), x.data_ptr(), grad.data_ptr()),
+        )
+        parts = _parts(rows, channels)
+        ctx.library.fasttricks_norm_act_sums(*given, rows, channels, len(parts), parts.data_ptr())
+        # of the gradient of the norm's output, and of that times (x - mean)
+        total, along = parts.double().sum(0)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            lines = torch.stack([along / deviation.square(), total])
+            lines = (lines * (-norm[1] / rows)).float()
+            grad_x = empty_images(x, x.shape, by_pixel=ctx.by_pixel)
+            ctx.library.fasttricks_norm_act_backward(
+                *given, lines.data_ptr(), grad_x.data_ptr(), rows, channels
+            )
+        grad_weight = (along / deviation).float() if ctx.needs_input_grad[1] else None
+        grad_bias = total.float() if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+class _ActByPixel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, act: nn.Module, known: _Act, library: CDLL) -> Tensor:
+        images, channels, rows, columns = x.shape
+        y = empty_images(x, x.shape, by_pixel=True)
+        library.fasttricks_act_by_pixel(
+            *(x.dtype == torch.bfloat16, *known, x.data_ptr(), y.data_ptr()),
+            *(images, rows * columns, channels),
+        )
+        ctx.save_for_backward(x)
+        ctx.act = act
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        with torch.enable_grad():  # torch's own: what comes before trains for a moment at most
+            leaf = x.detach().requires_grad_(True)
+            y = ctx.act(leaf)
+        (found,) = torch.autograd.grad(y, leaf, laid(grad, by_pixel=False))
+        return found, None, None, None
+
+
+def _parts(rows: int, channels: int) -> Tensor:
+    return torch.empty(min(rows, _PARTS), 2, channels)
