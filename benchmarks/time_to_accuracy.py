@@ -55,6 +55,7 @@ PEAK = "peak_memory_bytes_of_the_largest"
 COMPILED = ["--compile"]
 AUTOTUNED = ["--compile", "max-autotune-no-cudagraphs"]  # which takes minutes more
 SOURCES = (Path(ft.__file__).parent, ROOT / "examples", ROOT / "benchmarks/references")
+CODE = (".py", ".cpp", ".h")
 VIEWS = {"none": 1, "mirror": 2, "translate": 3, "mirror_translate": 6}
 
 
@@ -194,7 +195,7 @@ def checksum(folders: Sequence[Path] = SOURCES) -> str:
     """Return a checksum over the names and the text of the code in the folders."""
     total = 0
     for folder in folders:
-        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.cpp")]):
+        for path in sorted(p for p in folder.rglob("*") if p.suffix in CODE):
             name = path.relative_to(folder.parent).as_posix()
             total = zlib.crc32(name.encode() + b"\0" + path.read_bytes() + b"\0", total)
     return f"{total:08x}"

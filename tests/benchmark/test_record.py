@@ -63,7 +63,7 @@ def test_the_environment_names_processor_and_versions():
     assert environment["versions"]["torch"] == torch.__version__
     assert environment["hardware"]["threads"] == torch.get_num_threads()
     assert environment["hardware"]["processor"]
-    assert environment["hardware"]["native"] == ([] if kernels() is None else ["_kernels.cpp"])
+    assert environment["hardware"]["native"] == ([] if kernels() is None else ["kernels.cpp"])
 
 
 def test_a_file_in_the_folders_place_is_refused(tmp_path):

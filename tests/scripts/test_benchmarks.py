@@ -193,11 +193,11 @@ def test_a_race_goes_on_with_the_same_settings_only(race, tmp_path):
 def test_a_checksum_changes_with_the_text_and_the_names_of_files(race, tmp_path):
     (tmp_path / "a").mkdir()
     found = []
-    for name, text in (("x.py", "1"), ("x.py", "2"), ("y.cpp", ""), ("notes.txt", "")):
+    for name, text in (("x.py", "1"), ("x.py", "2"), ("y.cpp", ""), ("z.h", ""), ("n.txt", "")):
         (tmp_path / "a" / name).write_text(text)
         found.append(race.checksum([tmp_path / "a"]))
-    assert len({*found[:3]}) == 3
-    assert found[3] == found[2]
+    assert len({*found[:4]}) == 4
+    assert found[4] == found[3]
     assert race.checksum() == race.checksum()
     assert all(list(folder.rglob("*.py")) for folder in race.SOURCES)
 
