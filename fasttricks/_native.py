@@ -1,7 +1,7 @@
 """C++ of ours, compiled by the machine's GCC, where torch's own operations are slow on a CPU.
 
 Whoever has no compiler gets the same by torch's operations, more slowly. Nothing is kept: the
-library is made again in every process that needs it, in a second or two, for the very processor
+library is made again in every process that needs it, in some seconds, for the very processor
 that it runs on, and its files are gone before it is used.
 """
 
@@ -31,8 +31,8 @@ def load(source: Path) -> CDLL | None:
     """Compile C++ and load it into this process, the first time.
 
     Args:
-        source: A file that includes nothing but the standard library's headers, and is linked with
-            nothing but C's library and OpenMP's.
+        source: A file that includes nothing but headers beside it, of the standard library and of
+            the compiler, and is linked with nothing but C's library and OpenMP's.
 
     Returns:
         The library; or None on other systems than Linux, without a compiler (``$CXX``, or else

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook as any_global_hook
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
@@ -129,7 +130,8 @@ class ConvNormAct(ForCPU, nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and (self.made_for_cpu or isinstance(self.conv, WinogradConv2d)):
+        on_cpu = self.made_for_cpu or isinstance(self.conv, WinogradConv2d)
+        if self.training and on_cpu and not torch.compiler.is_compiling():
             return self._forward_on_cpu(x)
         x = self.conv(x)
         if self.pool == "first":
@@ -140,10 +142,11 @@ class ConvNormAct(ForCPU, nn.Module):
     def _forward_on_cpu(self, x: Tensor) -> Tensor:
         """The same, where the images may lie in memory as the convolution leaves them."""
         x = self._convolved(x)
+        found = None
         if not has_hooks(self.norm) and not has_hooks(self.act):
             found = norm_act_quickly(self.norm, self.act, x)
-            if found is not None:
-                return _halve_on_cpu(found) if self.pool == "last" else found
+        if found is not None:
+            return _halve_on_cpu(found) if self.pool == "last" else found
         if not is_by_pixel(x):
             x = self.norm(x)
         elif type(self.norm) is nn.BatchNorm2d and not has_hooks(self.norm):
@@ -238,9 +241,13 @@ def _halve_on_cpu(x: Tensor) -> Tensor:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody is to see what goes into the module, comes out of it, or comes back."""
+    """Whether somebody sees what goes in and comes back, or has put another in its place."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(getattr(module, kind) for kind in kinds)
+    return (
+        any(getattr(module, kind) for kind in kinds)
+        or "forward" in vars(module)
+        or any_global_hook()
+    )
 
 
 def global_max_pool(x: Tensor) -> Tensor:

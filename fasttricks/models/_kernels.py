@@ -34,11 +34,12 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 def are_plain_images(x: Tensor) -> bool:
     """Whether these are images on a CPU, [N, C, H, W], whose memory can be worked on as it is."""
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and type(x) is Tensor
         and x.ndim == 4
         and x.numel() > 0
-        and not torch.compiler.is_compiling()
+        and not x.is_neg()
     )
 
 
@@ -62,10 +63,10 @@ def _signatures() -> dict[str, tuple[Any, list[Any]]]:
     rows, sums = [number, number], [number, memory]
     transform = [c_int, POINTER(Side), POINTER(Side), memory, c_int, memory, c_int]
     return {
-        "winograd": (c_int, [*transform, *(number,) * 4, POINTER(HalvingC), number]),
+        "winograd": (c_int, [*transform, *(number,) * 4, POINTER(HalvingC), number, number]),
         "max_pool": (None, pool),
         "max_pool_backward": (None, pool),
-        "sums": (None, [c_int, memory, *rows, *sums]),
+        "sums": (None, [c_int, memory, memory, *rows, *sums]),
         "norm_act": (None, [*act, memory, memory, *rows]),
         "norm_act_sums": (None, [*act, memory, memory, *rows, *sums]),
         "act_by_pixel": (None, [c_int, c_int, c_float, memory, memory, number, *rows]),

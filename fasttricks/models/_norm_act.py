@@ -19,6 +19,7 @@ from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
 
 # Rows are added up in so many parts, and these at last: the same for any number of threads.
 _PARTS = 64
+_MULTIPLE = 16  # of channels, a whole vector; with a part of one torch's own are faster
 _MOST_CHANNELS = 1024  # of an activation without a norm
 
 
@@ -33,19 +34,16 @@ def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | Non
     Of images to train on, by pixel or in channels_last, to such. None if they are other ones, if
     the norm or the activation is none that the passes know, or if they could not be compiled.
     """
-    known = _known(act)
-    if (
-        known is None
-        or not isinstance(norm, nn.BatchNorm2d)
-        or not _is_plain(norm)
-        or not are_plain_images(x)
-    ):
+    if not are_plain_images(x) or not isinstance(norm, nn.BatchNorm2d) or not _is_plain(norm):
         return None
+    known = _known(act)
     by_pixel = is_by_pixel(x)
     if (
-        x.dtype not in KERNEL_DTYPES
+        known is None
+        or x.dtype not in KERNEL_DTYPES
         or not torch.is_grad_enabled()
         or x.shape[1] != norm.num_features
+        or x.shape[1] % _MULTIPLE
         or x.numel() == x.shape[1]  # for which torch has an error
         or not (by_pixel or x.is_contiguous(memory_format=torch.channels_last))
     ):
@@ -67,10 +65,11 @@ def act_by_pixel(act: nn.Module, x: Tensor) -> Tensor | None:
     None if they are other images, or if the pass does not know the activation or could not be
     compiled.
     """
+    if not are_plain_images(x):
+        return None
     known = _known(act)
     if (
         known is None
-        or not are_plain_images(x)
         or x.dtype not in KERNEL_DTYPES
         or x.shape[1] > _MOST_CHANNELS
         or not x.is_contiguous(memory_format=torch.channels_last)
@@ -84,7 +83,7 @@ def act_by_pixel(act: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _known(act: nn.Module) -> _Act | None:
-    if isinstance(act, nn.ReLU | nn.SiLU | nn.CELU) and act.inplace:
+    if isinstance(act, (nn.ReLU, nn.SiLU, nn.CELU)) and act.inplace:
         return None
     if isinstance(act, nn.CELU) and type(act) in (nn.CELU, CELU):
         return _Act(3, act.alpha)
@@ -108,7 +107,9 @@ def _is_plain(norm: nn.BatchNorm2d) -> bool:
 @torch.no_grad()
 def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, *, count: int) -> None:
     """Bring the running statistics nearer to a batch's, as torch does."""
-    if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+    if not norm.track_running_stats or norm.momentum is None:
+        return
+    if norm.running_mean is None or norm.running_var is None:
         return
     unbiased = variance * (count / (count - 1))
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
@@ -131,20 +132,21 @@ class _NormAct(torch.autograd.Function):
         by_pixel: bool,
         library: CDLL,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        rows, channels = x.numel() // x.shape[1], x.shape[1]
-        is_bf16 = x.dtype == torch.bfloat16
-        parts = _parts(rows, channels)
-        library.fasttricks_sums(is_bf16, x.data_ptr(), rows, channels, len(parts), parts.data_ptr())
-        first, square = parts.double().sum(0) / rows
-        mean = first + x[0, :, 0, 0]  # the pixel that was taken away from all
+        rows, is_bf16 = _rows(x, by_pixel), x.dtype == torch.bfloat16
+        # taken away from all, so that those far from 0 are no less exact
+        shift = rows[:: max(1, len(rows) // _PARTS)].float().mean(0)
+        parts = _parts(rows)
+        library.fasttricks_sums(
+            *(is_bf16, shift.data_ptr(), x.data_ptr(), *rows.shape), len(parts), parts.data_ptr()
+        )
+        first, square = parts.double().sum(0) / len(rows)
         variance = (square - first.square()).clamp_(min=0)
-        deviation = (variance + eps).sqrt()
+        mean, deviation = first + shift, (variance + eps).sqrt()
         scale = deviation.reciprocal() if weight is None else weight / deviation
-        shift = torch.zeros_like(mean) if bias is None else bias
-        norm = torch.stack([mean, scale, shift]).float()
+        norm = torch.stack([mean, scale, torch.zeros_like(mean) if bias is None else bias]).float()
         y = empty_images(x, x.shape, by_pixel=by_pixel)
         library.fasttricks_norm_act(
-            *(is_bf16, *act, norm.data_ptr(), x.data_ptr(), y.data_ptr()), rows, channels
+            *(is_bf16, *act, norm.data_ptr(), x.data_ptr(), y.data_ptr()), *rows.shape
         )
         ctx.save_for_backward(x, norm, deviation)
         ctx.act, ctx.by_pixel, ctx.library = act, by_pixel, library
@@ -155,23 +157,24 @@ class _NormAct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, norm, deviation = ctx.saved_tensors
-        rows, channels = x.numel() // x.shape[1], x.shape[1]
-        grad = laid(grad, ctx.by_pixel)
+        # in another order if somebody kept them elsewhere meanwhile
+        x, grad, norm = laid(x, ctx.by_pixel), laid(grad, ctx.by_pixel), norm.contiguous()
+        rows = _rows(x, ctx.by_pixel)
+        parts = _parts(rows)
         given = (
             *(x.dtype == torch.bfloat16, *ctx.act),
             *(norm.data_ptr(), x.data_ptr(), grad.data_ptr()),
         )
-        parts = _parts(rows, channels)
-        ctx.library.fasttricks_norm_act_sums(*given, rows, channels, len(parts), parts.data_ptr())
+        ctx.library.fasttricks_norm_act_sums(*given, *rows.shape, len(parts), parts.data_ptr())
         # of the gradient of the norm's output, and of that times (x - mean)
         total, along = parts.double().sum(0)
         grad_x = None
         if ctx.needs_input_grad[0]:
             lines = torch.stack([along / deviation.square(), total])
-            lines = (lines * (-norm[1] / rows)).float()
+            lines = (lines * (-norm[1] / len(rows))).float()
             grad_x = empty_images(x, x.shape, by_pixel=ctx.by_pixel)
             ctx.library.fasttricks_norm_act_backward(
-                *given, lines.data_ptr(), grad_x.data_ptr(), rows, channels
+                *given, lines.data_ptr(), grad_x.data_ptr(), *rows.shape
             )
         grad_weight = (along / deviation).float() if ctx.needs_input_grad[1] else None
         grad_bias = total.float() if ctx.needs_input_grad[2] else None
@@ -202,5 +205,11 @@ class _ActByPixel(torch.autograd.Function):
         return found, None, None, None
 
 
-def _parts(rows: int, channels: int) -> Tensor:
-    return torch.empty(min(rows, _PARTS), 2, channels)
+def _rows(x: Tensor, by_pixel: bool) -> Tensor:
+    """Images as they lie in memory, [rows, C]."""
+    order = (2, 3, 0, 1) if by_pixel else (0, 2, 3, 1)
+    return x.permute(order).reshape(-1, x.shape[1])
+
+
+def _parts(rows: Tensor) -> Tensor:
+    return rows.new_empty(min(len(rows), _PARTS), 2, rows.shape[1], dtype=torch.float32)

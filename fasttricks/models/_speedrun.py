@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
@@ -101,23 +102,22 @@ class SpeedrunNet(ForCPU, nn.Module):
 
     def _whitened(self, images: Tensor) -> Tensor:
         x: Tensor = self.whiten(images)
-        takes = self._first is not None and self._first.halves(x)
         found = None
-        if self.made_for_cpu and takes and not has_hooks(self.act):
-            found = act_by_pixel(self.act, x)
+        if self._is_training_on_cpu() and not has_hooks(self.act):
+            first = next(m for m in self.groups.modules() if isinstance(m, nn.Conv2d))
+            if isinstance(first, WinogradConv2d) and first.halves(x):
+                found = act_by_pixel(self.act, x)
         if found is None:
             found = self.act(x)
         return found
 
-    @property
-    def _first(self) -> WinogradConv2d | None:
-        conv = next(m for m in self.groups.modules() if isinstance(m, nn.Conv2d))
-        return conv if isinstance(conv, WinogradConv2d) else None
+    def _is_training_on_cpu(self) -> bool:
+        return self.training and self.made_for_cpu and not torch.compiler.is_compiling()
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
         x = self.forward_features(images)
-        if self.made_for_cpu and is_by_pixel(x):
+        if self._is_training_on_cpu() and is_by_pixel(x):
             features = max_pool_by_pixel(x, *x.shape[2:]).flatten(1)
         else:
             features = global_max_pool(x)

@@ -7,7 +7,6 @@ of the input tile it needs. Tiles are worked off a row of them at a time, a stri
 from __future__ import annotations
 
 from functools import lru_cache
-from statistics import harmonic_mean
 from typing import Any, NamedTuple
 
 import torch
@@ -262,7 +261,8 @@ def _fits(conv: nn.Conv2d) -> bool:
 
 
 def _mean_channels(conv: nn.Conv2d) -> float:
-    return harmonic_mean([conv.in_channels, conv.out_channels])
+    """Their harmonic mean."""
+    return 2 * conv.in_channels * conv.out_channels / (conv.in_channels + conv.out_channels)
 
 
 class _Winograd(torch.autograd.Function):

@@ -16,11 +16,11 @@ from torch import Tensor
 from fasttricks.models._winograd_transforms import Axis, Transform, Way, make_transform
 
 # A polynomial is told by its values at these points, m + 1 of them for tiles of m, and by its
-# leading coefficient, its value at infinity. Pairs of a and -a come first, and 0 last. Of those
-# tried they leave the smallest errors, as shares of the output's norm. With matrices in bf16 as
-# well as images: 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %. With matrices in
-# fp32, which only the native transforms have: 0.8, 1.2, 2.4 and 5.4 % for m = 3, 4, 5, 6, which no
-# training has been seen to mind.
+# leading coefficient, its value at infinity. The native transforms want pairs of a and -a, and 0
+# last. Of those tried these leave the smallest errors, as shares of the output's norm. With
+# matrices in bf16 as well as images: 1.7 % for m = 4, where 0, 1, -1, 2, -2 of the paper have 3 %.
+# With matrices in fp32, which only the native transforms have: 0.8, 1.2, 2.4 and 5.4 % for m = 3,
+# 4, 5, 6, which no training has been seen to mind.
 # All in fp32: 1e-6 for m = 4 and 9e-5 for m = 8, which is under TF32's rounding.
 _FEW_BITS = {3: (1.0, -1.0, 0.0, 2.0), 4: (2 / 3, -2 / 3, 1.5, -1.5, 0.0)}
 _FEW_BITS_OF_IMAGES = {

@@ -226,7 +226,7 @@ class NativeTransform(Transform):
             *(pixels.data_ptr(), pixels.dtype == torch.bfloat16),
             *(points.data_ptr(), points.dtype == torch.bfloat16),
             *(columns.tiles, columns.step, columns.matrix.shape[1] - columns.step),
-            *(added, halved, lanes),
+            *(added, halved, lanes, torch.get_num_threads()),
         )
         if failed == 2:
             raise MemoryError("no memory for a few pixels of Winograd's transform")

@@ -292,7 +292,7 @@ def test_our_own_pass_refuses_what_it_would_not_notice():
     rows=st.integers(2, 17),
     columns=st.integers(2, 17),
     m=st.sampled_from(list(_MANY_BITS)),
-    channels=st.tuples(st.integers(1, 5), st.integers(1, 70)),
+    channels=st.tuples(st.integers(1, 5), st.sampled_from([1, 70, 86, 200])),
 )
 def test_halving_in_the_same_pass_equals_halving_after_it(rows, columns, m, channels, dtype):
     way, size = NATIVE[dtype], (rows - rows % 2, columns - columns % 2)
@@ -309,6 +309,60 @@ def test_halving_in_the_same_pass_equals_halving_after_it(rows, columns, m, chan
         results.append((y, x_.grad, weight_.grad))
     for expected, found in zip(*results, strict=True):
         assert torch.equal(found, expected)
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", NATIVE)
+@pytest.mark.parametrize("halve", [False, True])
+def test_any_number_of_threads_gives_the_same_bits(dtype, halve):
+    x, weight = draw(5, 3, 15, 14).to(dtype), draw(70, 3, 3, 3, seed=1).float()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            x_, weight_ = x.clone().requires_grad_(True), weight.clone().requires_grad_(True)
+            y = _Winograd.apply(x_, weight_, _Plan(NATIVE[dtype], 5, (14, 14), halve))
+            y.square().sum().backward()
+            results.append((y, x_.grad))  # torch adds up the weight's otherwise
+        finally:
+            torch.set_num_threads(1)
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("dtype", NATIVE)
+@pytest.mark.parametrize("lanes", [5, 256, 300])
+def test_halving_stays_in_bounds(dtype, lanes):
+    rows, columns = Axis(paired(5, 5, 1), 1, 5), Axis(paired(6, 4, 2, seed=1), 2, 8, 0, 2, 4)
+    transform = make_transform(rows, columns, NATIVE[dtype])
+
+    def guarded(count, dtype):
+        memory = torch.full((count * lanes + 64,), 7, dtype=dtype)
+        return memory[:-64].view(count, lanes), memory[-64:]
+
+    (out, end), (which, end_of_which), (carry, end_of_carry) = (
+        guarded(n, t) for n, t in ((12, dtype), (12, torch.uint8), (8, dtype))
+    )
+    points = draw(60, lanes, seed=3).to(dtype)
+    # six rows with the one before, or five of which the last is left for the next
+    for odd in (True, False):
+        transform.to_pixels(points, out, halving=Halving(which, carry, odd))
+        for guard in (end, end_of_which, end_of_carry):
+            assert torch.equal(guard, torch.full_like(guard, 7))
+    assert which[:8].max() <= 3  # the last windows are not whole
+    points = transform.to_points(out, halving=Halving(which, carry[:0], odd=False))
+    assert points.shape == (60, lanes)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_whole_network_is_compiled_as_if_it_had_not_been_made_for_a_cpu(train):
+    torch.manual_seed(0)
+    model = speedrun_net(widths=(64, 64, 64)).train(train)
+    twin = copy.deepcopy(model)
+    use_winograd_(model)
+    x = torch.randn(4, 3, 24, 24)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), twin(x))
 
 
 @pytest.mark.native

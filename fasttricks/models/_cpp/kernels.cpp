@@ -11,11 +11,11 @@
 extern "C" int fasttricks_winograd(int forth, const Side* rows, const Side* columns, void* pixels,
                                    int pixels_are_bf16, void* points, int points_are_bf16,
                                    int64_t tiles, int64_t step, int64_t shared, int64_t added,
-                                   const Halving* halving, int64_t lanes) {
+                                   const Halving* halving, int64_t lanes, int64_t threads) {
   const Memory far[] = {{static_cast<char*>(pixels), pixels_are_bf16 != 0},
                         {static_cast<char*>(points), points_are_bf16 != 0}};
   return transform({*rows, *columns, far[0], far[1], tiles, step, shared, added, halving, lanes},
-                   forth != 0);
+                   forth != 0, threads);
 }
 
 extern "C" void fasttricks_max_pool(int is_bf16, const void* x, void* y, uint8_t* which,
@@ -39,12 +39,12 @@ extern "C" void fasttricks_max_pool_backward(int is_bf16, const void* grad, cons
                       height, width, lanes);
 }
 
-extern "C" void fasttricks_sums(int is_bf16, const void* x, int64_t rows, int64_t channels,
-                                int64_t parts, float* found) {
+extern "C" void fasttricks_sums(int is_bf16, const float* shift, const void* x, int64_t rows,
+                                int64_t channels, int64_t parts, float* found) {
   if (is_bf16)
-    sums(static_cast<const Bfloat16*>(x), rows, channels, parts, found);
+    sums(shift, static_cast<const Bfloat16*>(x), rows, channels, parts, found);
   else
-    sums(static_cast<const float*>(x), rows, channels, parts, found);
+    sums(shift, static_cast<const float*>(x), rows, channels, parts, found);
 }
 
 // Calls f(act, number), where act is the activation of the number of an Act, and number of the type.

@@ -7,36 +7,38 @@
 
 namespace {
 
-// exp(x) to a hundredth of what bf16 rounds, or to about what fp32 rounds.
+// exp(x), to a thirteenth of what bf16 rounds, or about to what fp32 rounds; exp(0) is 1.
 template <class T>
 INLINE Floats exponential(Floats x) {
+  constexpr bool kFew = std::is_same_v<T, Bfloat16>;
 #ifdef __AVX512DQ__
-  if constexpr (std::is_same_v<T, Bfloat16>) {
+  if constexpr (kFew) {
     const Floats power = x * 1.44269504f;
     const Floats part = (Floats)_mm512_reduce_ps((__m512)power, _MM_FROUND_TO_NEG_INF);
-    const Floats value = ((part * 0.0780245f + 0.2260672f) * part + 0.6958335f) * part + 0.9999252f;
+    const Floats value = ((part * 0.0770670f + 0.2276450f) * part + 0.6951168f) * part + 1.f;
     return (Floats)_mm512_scalef_ps((__m512)value, (__m512)power);
   }
 #endif
   const Floats most = Floats{} + 87.f;
-  x = x < -most ? -most : x;
-  x = x > most ? most : x;
   const Floats shift = Floats{} + 12582912.f;  // 1.5 * 2^23: what is added to it loses its fraction
   const Floats shifted = x * 1.44269504f + shift;
   const Floats whole = shifted - shift;
-  x = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
+  const Floats part = x - whole * 0.693359375f + whole * 2.12194440e-4f;  // ln 2 in two parts
   Floats value;
-  if constexpr (std::is_same_v<T, Bfloat16>) {
-    value = ((x * 0.1679f + 0.50204f) * x + 0.99995f) * x + 0.99992f;
+  if constexpr (kFew) {
+    value = ((part * 0.165180f + 0.504131f) * part + 1.000196f) * part + 1.f;
   } else {
-    value = x * 1.9875691500e-4f + 1.3981999507e-3f;
-    value = value * x + 8.3334519073e-3f;
-    value = value * x + 4.1665795894e-2f;
-    value = value * x + 1.6666665459e-1f;
-    value = value * x + 5.0000001201e-1f;
-    value = value * x * x + x + 1.f;
+    value = part * 1.9875691500e-4f + 1.3981999507e-3f;
+    value = value * part + 8.3334519073e-3f;
+    value = value * part + 4.1665795894e-2f;
+    value = value * part + 1.6666665459e-1f;
+    value = value * part + 5.0000001201e-1f;
+    value = value * part * part + part + 1.f;
   }
-  return (Floats)((Words)value + ((Words)shifted << 23));
+  value = (Floats)((Words)value + ((Words)shifted << 23));
+  value = x < -most ? Floats{} : value;
+  value = x > most ? Floats{} + __builtin_inff() : value;
+  return x == x ? value : x;
 }
 
 template <class T>
@@ -121,8 +123,8 @@ void act_by_pixel(float alpha, const T* x, T* y, int64_t images, int64_t pixels,
   }
 }
 
-// Adds up into sums[parts, 2, channels] the two numbers that f(at, lane, count) gives of each place,
-// over the rows of each part.
+// Adds up into sums[parts, 2, channels] the two numbers that f(at, lane) gives of each place, over the
+// rows of each part. Channels are whole vectors.
 template <class F>
 INLINE void reduce(int64_t rows, int64_t channels, int64_t parts, float* sums, F f) {
 #pragma omp parallel for schedule(static)
@@ -132,34 +134,33 @@ INLINE void reduce(int64_t rows, int64_t channels, int64_t parts, float* sums, F
     std::memset(one, 0, sizeof(float) * 2 * channels);
     for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; row++)
       for (int64_t lane = 0; lane < channels; lane += kVector) {
-        const int64_t count = channels - lane;
         Floats first, second;
-        f(row * channels + lane, lane, count, first, second);
-        store(first + load(one + lane, count), one + lane, count);
-        store(second + load(two + lane, count), two + lane, count);
+        f(row * channels + lane, lane, first, second);
+        store(first + load(one + lane), one + lane);
+        store(second + load(two + lane), two + lane);
       }
   }
 }
 
-// Puts at each place what f(at, lane, count) gives of it.
+// Puts at each place what f(at, lane) gives of it.
 template <class T, class F>
 INLINE void map(int64_t rows, int64_t channels, T* to, F f) {
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t lane = 0; lane < channels; lane += kVector) {
-      const int64_t at = row * channels + lane, count = channels - lane;
-      store(f(at, lane, count), to + at, count);
+      const int64_t at = row * channels + lane;
+      store(f(at, lane), to + at);
     }
 }
 
+// Of x - shift, and of its square.
 template <class T>
-void sums(const T* x, int64_t rows, int64_t channels, int64_t parts, float* found) {
-  // Less the first row, so that numbers far from 0 are no less exact.
-  reduce(rows, channels, parts, found,
-         [=](int64_t at, int64_t lane, int64_t count, Floats& one, Floats& square) {
-           one = load(x + at, count) - load(x + lane, count);
-           square = one * one;
-         });
+void sums(const float* shift, const T* x, int64_t rows, int64_t channels, int64_t parts,
+          float* found) {
+  reduce(rows, channels, parts, found, [=](int64_t at, int64_t lane, Floats& one, Floats& square) {
+    one = load(x + at) - load(shift + lane);
+    square = one * one;
+  });
 }
 
 // Of [3, channels]: what is taken away from each channel, what it is multiplied by, what is added.
@@ -174,38 +175,34 @@ struct Norm {
 
 template <class T, Act kAct>
 void norm_act(Norm norm, float alpha, const T* x, T* y, int64_t rows, int64_t channels) {
-  map(rows, channels, y, [=](int64_t at, int64_t lane, int64_t count) {
-    const Floats centred = load(x + at, count) - load(norm.mean + lane, count);
-    const Floats z = centred * load(norm.scale + lane, count) + load(norm.bias + lane, count);
-    return activate<T, kAct>(z, alpha);
+  map(rows, channels, y, [=](int64_t at, int64_t lane) {
+    const Floats centred = load(x + at) - load(norm.mean + lane);
+    return activate<T, kAct>(centred * load(norm.scale + lane) + load(norm.bias + lane), alpha);
   });
 }
 
-// Of grad' = grad * f'(z) and of grad' * (x - mean).
+// Of grad' = grad * f'(z), and of grad' * (x - mean).
 template <class T, Act kAct>
 void norm_act_sums(Norm norm, float alpha, const T* x, const T* grad, int64_t rows,
                    int64_t channels, int64_t parts, float* found) {
-  reduce(rows, channels, parts, found,
-         [=](int64_t at, int64_t lane, int64_t count, Floats& one, Floats& two) {
-           const Floats centred = load(x + at, count) - load(norm.mean + lane, count);
-           const Floats z =
-               centred * load(norm.scale + lane, count) + load(norm.bias + lane, count);
-           one = load(grad + at, count) * slope<T, kAct>(z, alpha);
-           two = one * centred;
-         });
+  reduce(rows, channels, parts, found, [=](int64_t at, int64_t lane, Floats& one, Floats& two) {
+    const Floats centred = load(x + at) - load(norm.mean + lane);
+    const Floats z = centred * load(norm.scale + lane) + load(norm.bias + lane);
+    one = load(grad + at) * slope<T, kAct>(z, alpha);
+    two = one * centred;
+  });
 }
 
 // grad' * scale + (x - mean) * slopes + offsets, of lines[2, channels]
 template <class T, Act kAct>
 void norm_act_backward(Norm norm, float alpha, const T* x, const T* grad, const float* lines,
                        T* found, int64_t rows, int64_t channels) {
-  map(rows, channels, found, [=](int64_t at, int64_t lane, int64_t count) {
-    const Floats centred = load(x + at, count) - load(norm.mean + lane, count);
-    const Floats scale = load(norm.scale + lane, count);
-    const Floats z = centred * scale + load(norm.bias + lane, count);
-    const Floats sloped = load(grad + at, count) * slope<T, kAct>(z, alpha);
-    return sloped * scale + (centred * load(lines + lane, count) +
-                             load(lines + channels + lane, count));
+  map(rows, channels, found, [=](int64_t at, int64_t lane) {
+    const Floats centred = load(x + at) - load(norm.mean + lane);
+    const Floats scale = load(norm.scale + lane);
+    const Floats z = centred * scale + load(norm.bias + lane);
+    const Floats sloped = load(grad + at) * slope<T, kAct>(z, alpha);
+    return sloped * scale + (centred * load(lines + lane) + load(lines + channels + lane));
   });
 }
 

@@ -322,10 +322,13 @@ INLINE void transform_lanes(const Transform& t, const Near& near, bool forth, Pr
 }
 
 // 0, or 1 where there is no product of such sizes, or 2 without memory.
-inline int transform(const Transform& t, bool forth) {
+inline int transform(const Transform& t, bool forth, int64_t threads) {
   const Product down = find(t.rows, forth), across = find(t.columns, forth);
   if (!down || !across) return 1;
-  const int64_t blocks = (t.lanes + kBlock - 1) / kBlock;
+  // Something for every thread to do.
+  const int64_t share = (t.lanes + threads - 1) / threads;
+  const int64_t some = std::min(kBlock, (share + kWide - 1) / kWide * kWide);
+  const int64_t blocks = (t.lanes + some - 1) / some;
   const int64_t pixels = kBlock * (t.rows.size + 1) * t.columns.size * t.pixels.size();
   const int64_t points = kBlock * t.rows.points * t.columns.points * t.points.size();
   int failed = 0;
@@ -342,10 +345,10 @@ inline int transform(const Transform& t, bool forth) {
                        {reinterpret_cast<char*>(between), false}};
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < blocks; block++) {
-      const int64_t first = block * kBlock;
+      const int64_t first = block * some;
       if (memory != nullptr)
         transform_lanes(t, near, forth, down, across,
-                        {t.lanes, first, std::min(kBlock, t.lanes - first)});
+                        {t.lanes, first, std::min(some, t.lanes - first)});
     }
     fence();
     std::free(memory);
