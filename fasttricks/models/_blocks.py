@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook as any_global_hook
 
 from fasttricks._checks import check_choice, check_fraction, check_integer, check_positive
 from fasttricks.models._activation import Activation, make_activation
@@ -242,11 +241,10 @@ def _halve_on_cpu(x: Tensor) -> Tensor:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody sees what goes in and comes back, or has put another in its place."""
-    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return (
-        any(getattr(module, kind) for kind in kinds)
-        or "forward" in vars(module)
-        or any_global_hook()
+    kinds = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+    return "forward" in vars(module) or any(
+        getattr(module, f"_{kind}") or getattr(nn.modules.module, f"_global_{kind}")
+        for kind in kinds
     )
 
 

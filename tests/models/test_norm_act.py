@@ -286,6 +286,21 @@ def test_hooks_on_a_blocks_norm_or_activation_are_called():
 
 
 @pytest.mark.native
+def test_a_hook_on_all_modules_or_another_forward_is_called():
+    block = ConvNormAct(16, 16, norm=batch_norm, act=nn.SiLU)
+    use_winograd_(block)
+    x, seen = channels_last(draw(4, 16, 5, 5)), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
+    try:
+        block(x)
+    finally:
+        handle.remove()
+    assert {nn.BatchNorm2d, nn.SiLU} <= set(seen)
+    block.norm.forward = lambda x: torch.zeros_like(x)
+    assert not block(x).any()
+
+
+@pytest.mark.native
 @pytest.mark.parametrize("hook", [False, True])
 def test_whitened_images_go_to_the_first_convolution_by_pixel(hook):
     model = speedrun_net(widths=(64, 64, 64))
