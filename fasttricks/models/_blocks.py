@@ -140,12 +140,15 @@ class ConvNormAct(ForCPU, nn.Module):
 
     def _forward_on_cpu(self, x: Tensor) -> Tensor:
         """The same, where the images may lie in memory as the convolution leaves them."""
-        x = self._convolved(x)
-        found = None
+        x = self._activated(self._convolved(x))
+        return _halve_on_cpu(x) if self.pool == "last" else x
+
+    def _activated(self, x: Tensor) -> Tensor:
+        """What the norm and the activation make of it."""
         if not has_hooks(self.norm) and not has_hooks(self.act):
             found = norm_act_quickly(self.norm, self.act, x)
-        if found is not None:
-            return _halve_on_cpu(found) if self.pool == "last" else found
+            if found is not None:
+                return found
         if not is_by_pixel(x):
             x = self.norm(x)
         elif type(self.norm) is nn.BatchNorm2d and not has_hooks(self.norm):
@@ -153,7 +156,7 @@ class ConvNormAct(ForCPU, nn.Module):
         else:
             x = self.norm(x.contiguous(memory_format=torch.channels_last))
         x = self.act(x)
-        return _halve_on_cpu(x) if self.pool == "last" else x
+        return x
 
     def _convolved(self, x: Tensor) -> Tensor:
         """What goes to the norm."""

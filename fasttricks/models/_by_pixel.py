@@ -33,6 +33,15 @@ def is_by_pixel(x: Tensor) -> bool:
     )
 
 
+def layout_for_kernels(x: Tensor) -> bool | None:
+    """Whether images are by pixel, or else in channels_last; None if C++ cannot take them."""
+    if not are_plain_images(x) or x.dtype not in KERNEL_DTYPES:
+        return None
+    if is_by_pixel(x):
+        return True
+    return False if x.is_contiguous(memory_format=torch.channels_last) else None
+
+
 def max_pool_by_pixel(x: Tensor, rows: int, columns: int) -> Tensor:
     """``F.max_pool2d`` with windows of rows x columns, for images by pixel and to such."""
     images, channels, height, width = x.shape
@@ -64,15 +73,8 @@ def halve_quickly(x: Tensor) -> Tensor | None:
     Of images to train on, by pixel or in channels_last, to such. None if they are other ones, or
     the passes could not be compiled.
     """
-    if (
-        not are_plain_images(x)
-        or x.dtype not in KERNEL_DTYPES
-        or not x.requires_grad
-        or min(x.shape[2:]) < 2
-    ):
-        return None
-    by_pixel = is_by_pixel(x)
-    if not by_pixel and not x.is_contiguous(memory_format=torch.channels_last):
+    by_pixel = layout_for_kernels(x)
+    if by_pixel is None or not x.requires_grad or min(x.shape[2:]) < 2:
         return None
     library = kernels()
     if library is None:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fasttricks.models._by_pixel import empty_images, is_by_pixel, laid
+from fasttricks.models._by_pixel import empty_images, laid, layout_for_kernels
 from fasttricks.models._celu import CELU
-from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
+from fasttricks.models._kernels import kernels
 
 # Rows are added up in so many parts, and these at last: the same for any number of threads.
 _PARTS = 64
@@ -34,18 +34,16 @@ def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | Non
     Of images to train on, by pixel or in channels_last, to such. None if they are other ones, if
     the norm or the activation is none that the passes know, or if they could not be compiled.
     """
-    if not are_plain_images(x) or not isinstance(norm, nn.BatchNorm2d) or not _is_plain(norm):
+    by_pixel = layout_for_kernels(x)
+    if by_pixel is None or not isinstance(norm, nn.BatchNorm2d) or not _is_plain(norm):
         return None
     known = _known(act)
-    by_pixel = is_by_pixel(x)
     if (
         known is None
-        or x.dtype not in KERNEL_DTYPES
         or not torch.is_grad_enabled()
         or x.shape[1] != norm.num_features
         or x.shape[1] % _MULTIPLE
         or x.numel() == x.shape[1]  # for which torch has an error
-        or not (by_pixel or x.is_contiguous(memory_format=torch.channels_last))
     ):
         return None
     library = kernels()
@@ -65,15 +63,10 @@ def act_by_pixel(act: nn.Module, x: Tensor) -> Tensor | None:
     None if they are other images, or if the pass does not know the activation or could not be
     compiled.
     """
-    if not are_plain_images(x):
+    if layout_for_kernels(x) is not False or x.shape[1] > _MOST_CHANNELS:
         return None
     known = _known(act)
-    if (
-        known is None
-        or x.dtype not in KERNEL_DTYPES
-        or x.shape[1] > _MOST_CHANNELS
-        or not x.is_contiguous(memory_format=torch.channels_last)
-    ):
+    if known is None:
         return None
     library = kernels()
     if library is None:

@@ -20,47 +20,39 @@ extern "C" int fasttricks_winograd(int forth, const Side* rows, const Side* colu
 
 extern "C" void fasttricks_max_pool(int is_bf16, const void* x, void* y, uint8_t* which,
                                     int64_t maps, int64_t height, int64_t width, int64_t lanes) {
-  if (is_bf16)
-    max_pool(static_cast<const Bfloat16*>(x), static_cast<Bfloat16*>(y), which, maps, height,
-             width, lanes);
-  else
-    max_pool(static_cast<const float*>(x), static_cast<float*>(y), which, maps, height, width,
-             lanes);
+  typed(is_bf16, [=](auto number) {
+    using T = decltype(number);
+    max_pool(static_cast<const T*>(x), static_cast<T*>(y), which, maps, height, width, lanes);
+  });
 }
 
 extern "C" void fasttricks_max_pool_backward(int is_bf16, const void* grad, const uint8_t* which,
                                              void* x, int64_t maps, int64_t height,
                                              int64_t width, int64_t lanes) {
-  if (is_bf16)
-    max_pool_backward(static_cast<const Bfloat16*>(grad), which, static_cast<Bfloat16*>(x), maps,
-                      height, width, lanes);
-  else
-    max_pool_backward(static_cast<const float*>(grad), which, static_cast<float*>(x), maps,
-                      height, width, lanes);
+  typed(is_bf16, [=](auto number) {
+    using T = decltype(number);
+    max_pool_backward(static_cast<const T*>(grad), which, static_cast<T*>(x), maps, height, width,
+                      lanes);
+  });
 }
 
 extern "C" void fasttricks_sums(int is_bf16, const float* shift, const void* x, int64_t rows,
                                 int64_t channels, int64_t parts, float* found) {
-  if (is_bf16)
-    sums(shift, static_cast<const Bfloat16*>(x), rows, channels, parts, found);
-  else
-    sums(shift, static_cast<const float*>(x), rows, channels, parts, found);
+  typed(is_bf16, [=](auto number) {
+    sums(shift, static_cast<const decltype(number)*>(x), rows, channels, parts, found);
+  });
 }
 
 // Calls f(act, number), where act is the activation of the number of an Act, and number of the type.
 template <class F>
 void choose(int is_bf16, int act, F f) {
-  const auto typed = [=](auto number) {
+  typed(is_bf16, [=](auto number) {
     if (act == kReLU) return f(std::integral_constant<Act, kReLU>(), number);
     if (act == kSiLU) return f(std::integral_constant<Act, kSiLU>(), number);
     if (act == kCELU) return f(std::integral_constant<Act, kCELU>(), number);
     if (act == kGELU) return f(std::integral_constant<Act, kGELU>(), number);
     return f(std::integral_constant<Act, kIdentity>(), number);
-  };
-  if (is_bf16)
-    typed(Bfloat16());
-  else
-    typed(float());
+  });
 }
 
 extern "C" void fasttricks_act_by_pixel(int is_bf16, int act, float alpha, const void* x, void* y,

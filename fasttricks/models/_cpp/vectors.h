@@ -33,6 +33,15 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
+// Calls f with a number of the type.
+template <class F>
+INLINE void typed(bool is_bf16, F f) {
+  if (is_bf16)
+    f(Bfloat16());
+  else
+    f(float());
+}
+
 INLINE Floats load(const float* from) {
   Floats value;
   std::memcpy(&value, from, sizeof value);

@@ -294,10 +294,9 @@ INLINE void transform_lanes(const Transform& t, const Near& near, bool forth, Pr
   if (forth && !t.halving) {
     gather(t.pixels, lanes, height * width, 1, own.pixels);
   } else if (forth) {
-    if (bf16)
-      gather_halved(t, lanes, reinterpret_cast<Bfloat16*>(own.pixels.at));
-    else
-      gather_halved(t, lanes, reinterpret_cast<float*>(own.pixels.at));
+    typed(bf16, [&](auto number) {
+      gather_halved(t, lanes, reinterpret_cast<decltype(number)*>(own.pixels.at));
+    });
   } else if (before) {
     gather({t.halving->carry, bf16}, lanes, width, 1, near.pixels);
   } else {
@@ -312,10 +311,9 @@ INLINE void transform_lanes(const Transform& t, const Near& near, bool forth, Pr
   }
   if (forth) return;
   if (!t.halving) return scatter(own.pixels, lanes, height * width, 1, t.pixels);
-  if (bf16)
-    scatter_halved(reinterpret_cast<const Bfloat16*>(near.pixels.at), t, lanes);
-  else
-    scatter_halved(reinterpret_cast<const float*>(near.pixels.at), t, lanes);
+  typed(bf16, [&](auto number) {
+    scatter_halved(reinterpret_cast<const decltype(number)*>(near.pixels.at), t, lanes);
+  });
   if ((before + height) % 2)
     scatter({own.pixels + (height - 1) * width * kBlock, bf16}, lanes, width, 1,
             {t.halving->carry, bf16});
