@@ -125,7 +125,8 @@ def lr_range_test(
         num_steps: Updates, at least 10; 100 by default.
         ramp: "exponential" (default) or "linear".
         smoothing: Share of the moving average that an update leaves, 0 to 1; 0.9 by default.
-        divergence: The test ends once the smoothed loss is this many times its minimum; 4.
+        divergence: The test ends once the smoothed loss is this many times its minimum; 4. Where
+            that is not above 0, once it has risen by so many times, less one, what it had fallen.
         precision: As for ``Trainer``; "auto" by default.
 
     Returns:
@@ -154,9 +155,9 @@ def lr_range_test(
     check_number("divergence", divergence)
     if divergence <= 1:
         raise ValueError(f"divergence must be greater than 1, got divergence={divergence}")
-    trainer = trial_trainer(model, optimizer, loss, precision)
     if loader is None:
         raise ValueError("loader must be given, got none; pass loader=...")
+    trainer = trial_trainer(model, optimizer, loss, precision)
     rates = _ramp(start_lr, end_lr, num_steps, ramp)
     with without_trace(trainer, loader):
         losses, diverged = _sweep(trainer, loader, rates, smoothing, divergence)
@@ -199,7 +200,9 @@ def _sweep(
         average = smoothing * average + (1 - smoothing) * value
         corrected = average / (1 - smoothing ** len(losses))
         lowest = min(lowest, corrected)
-        if len(losses) > 10 and corrected > divergence * lowest:
+        # A loss that may be negative, as a log-likelihood, has no zero to measure its rise from.
+        level = lowest if lowest > 0 else max(losses[0] - lowest, -lowest)
+        if len(losses) > 10 and corrected - lowest > (divergence - 1) * level:
             return losses, True
     return losses, False
 

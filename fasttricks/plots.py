@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fasttricks._axes import new_axes
 from fasttricks._checks import check_choice, check_integer
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
 from fasttricks.transforms._mix import MIX_STREAM
@@ -76,7 +77,7 @@ def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
 
     Args:
         result: What ``lr_range_test`` returned.
-        ax: Axes to draw on; those of a new figure by default.
+        ax: Axes to draw on; those of a new figure of pyplot by default.
 
     Returns:
         The axes; ``.figure.savefig(...)`` keeps the picture.
@@ -85,7 +86,7 @@ def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
         ImportError: If matplotlib is not installed.
     """
     if ax is None:
-        ax = _new_figure(figsize=(6, 4)).subplots()
+        ax = new_axes()
     ax.plot(result.rates, result.losses, color="0.75", linewidth=1, label="loss")
     ax.plot(result.rates, result.smoothed, color="tab:blue", label="smoothed")
     ax.axvline(

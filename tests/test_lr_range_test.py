@@ -335,3 +335,42 @@ def test_missing_parts_are_named():
     trainer = Trainer(model, sgd(model), precision="fp32", progress=False)
     with pytest.raises(TypeError, match="must be left out with a Trainer"):
         lr_range_test(trainer, sgd(model), make_loader())
+
+
+@pytest.mark.parametrize("shift", [-1.0, -5.0])
+def test_a_loss_below_zero_does_not_diverge_by_falling(shift):
+    plain = run(num_steps=40, end_lr=0.5)
+    shifted = run(
+        num_steps=40, end_lr=0.5, loss=lambda o, y: nn.functional.cross_entropy(o, y) + shift
+    )
+    assert len(shifted.losses) == 40
+    assert not shifted.diverged
+    assert np.allclose(np.array(shifted.losses) - shift, plain.losses, atol=1e-4)
+    assert shifted.max_lr == pytest.approx(plain.max_lr)
+
+
+def test_a_loss_below_zero_that_rises_far_ends_the_test():
+    def loss(outputs, targets):
+        return outputs.pow(2).mean() - 2
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    result = run(model, loss=loss, end_lr=1e4)
+    assert result.diverged
+    assert len(result.losses) < 40
+
+
+def test_a_picture_by_default_is_pyplots_so_that_show_finds_it():
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    ax = run(num_steps=12).plot()
+    assert ax.figure.number in pyplot.get_fignums()
+    pyplot.close(ax.figure)
+
+
+def test_a_loader_in_the_optimizers_place_is_named():
+    trainer = Trainer(make_model(), sgd(make_model()), precision="fp32", progress=False)
+    with pytest.raises(ValueError, match="pass loader="):
+        lr_range_test(trainer, make_loader())

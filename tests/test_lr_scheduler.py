@@ -638,3 +638,10 @@ def test_wrappers_that_look_at_torchs_own_names_find_them(schedule, count):
         ):
             scheduler.step()
     assert scheduler._step_count == scheduler.last_epoch + 1 == count
+
+
+def test_a_schedule_without_a_name_is_no_dict():
+    with pytest.raises(
+        TypeError, match=r"schedules must be a dict by name, .* got schedules=one_cy"
+    ):
+        ScheduledGroups(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), one_cycle(0.1, 5))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fasttricks._checks import check_number
+from fasttricks._checks import check_choice, check_number
 
 # Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom, as in any table of it.
 _T95 = (
@@ -26,7 +26,7 @@ class Summary:
         std: Standard deviation of a run (n - 1 in the denominator), 0 for a single run.
         interval: Ends of the mean's 95 % interval by Student's t; ``None`` for a single run, which
             says nothing of the spread.
-        share_at_target: Share of runs at or over the target, 0 to 1; ``None`` without a target.
+        share_at_target: Share of runs that reach the target, 0 to 1; ``None`` without a target.
     """
 
     runs: int
@@ -49,33 +49,44 @@ class Summary:
         )
 
 
-def summarize(values: Sequence[float], *, target: float | None = None) -> Summary:
+def summarize(
+    values: Iterable[float], *, target: float | None = None, mode: str = "max"
+) -> Summary:
     """Summarize a figure over runs: mean, standard deviation, 95 % interval, share at the target.
 
     Args:
-        values: One figure a run, for example the test accuracy in percent.
+        values: One figure a run, for example the test accuracy in percent; a list, an array, a
+            tensor.
         target: The figure to reach, in the same unit.
+        mode: "max" (default) if a run at or over the target reaches it, as for an accuracy; "min"
+            if one at or under it does, as for seconds.
 
     Returns:
         The ``Summary``.
 
     Raises:
-        ValueError: If ``values`` is empty, or holds NaN or an infinity.
+        ValueError: If ``values`` is empty, or holds NaN or an infinity, or ``mode`` is unknown.
+        TypeError: If one is no number, such as the None of a run that did not get there.
 
     Example:
         >>> summarize([94.0, 94.2], target=94.1).share_at_target
         0.5
     """
-    if not values:
+    check_choice("mode", mode, ("max", "min"))
+    listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if not listed:
         raise ValueError("values must hold at least one figure, got none")
-    for value in values:
+    for value in listed:
         check_number("values", value)
-    n = len(values)
-    mean = math.fsum(values) / n
-    share = None if target is None else sum(value >= target for value in values) / n
+    n = len(listed)
+    mean = math.fsum(listed) / n
+    share = None
+    if target is not None:
+        reach = [one >= target if mode == "max" else one <= target for one in listed]
+        share = sum(reach) / n
     if n == 1:
         return Summary(1, mean, 0.0, None, share)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    std = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (n - 1))
     # Beyond the table the normal's 1.96, corrected to second order in 1/n, is right to 0.001.
     quantile = _T95[n - 2] if n - 2 < len(_T95) else 1.960 + 2.372 / (n - 1) + 2.82 / (n - 1) ** 2
     half = quantile * std / math.sqrt(n)

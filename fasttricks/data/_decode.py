@@ -55,11 +55,17 @@ def decode_image(path: Path) -> npt.NDArray[np.uint8]:
     )
 
 
-def as_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says."""
     from PIL import ImageOps
 
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def as_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    image = upright(image)
     if image.mode == "F":  # of which nobody knows what is white
         raise ValueError("its pixels are floating-point numbers")
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip at 255

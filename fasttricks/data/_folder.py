@@ -147,7 +147,8 @@ def _decode_splits(
             if image.shape != first.shape:
                 raise DataError(
                     f"all images must have one size, got {_size(first)} in {first_path} "
-                    f"and {_size(image)} in {path}: resize them first"
+                    f"and {_size(image)} in {path}: resize them first, "
+                    "or read each split by ImageSet.from_dataset(ImageFolder(...), size=...)"
                 )
             row[...] = image
             done += 1

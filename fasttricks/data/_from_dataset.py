@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
-from fasttricks.data._decode import as_rgb
+from fasttricks.data._decode import as_rgb, upright
 from fasttricks.data._progress import Progress, report
+
+_IMAGE_NAMES = ("image", "img")  # in rows of Hugging Face's sets
 
 
 class Dataset(Protocol):
@@ -57,8 +60,13 @@ def read_dataset(
 
 
 def class_names(dataset: Dataset, labels: Tensor) -> tuple[str, ...]:
-    """The names that the data set gives its classes, or their numbers."""
-    named: object = getattr(dataset, "classes", None)
+    """The names that the data set, or what it is a part of, gives its classes, or numbers."""
+    whole: object = dataset
+    while isinstance(whole, Subset):
+        whole = whole.dataset
+    named: object = getattr(whole, "classes", None)
+    if named is None and isinstance(features := getattr(whole, "features", None), Mapping):
+        named = getattr(features.get("label"), "names", None)
     number = int(labels.max()) + 1
     names = tuple(map(str, named)) if isinstance(named, Sequence) else ()
     if len(names) >= number and len(set(names)) == len(names):
@@ -67,6 +75,8 @@ def class_names(dataset: Dataset, labels: Tensor) -> tuple[str, ...]:
 
 
 def _pair(item: Any, index: int) -> tuple[Tensor, int]:
+    if isinstance(item, Mapping):
+        item = _of_row(item)
     try:
         image, label = item
     except (TypeError, ValueError):
@@ -82,6 +92,17 @@ def _pair(item: Any, index: int) -> tuple[Tensor, int]:
     return _as_tensor(image, index), int(label)
 
 
+def _of_row(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The image and the label of a row with names, as Hugging Face's data sets give it."""
+    names = next((n for n in _IMAGE_NAMES if n in row), None), "label"
+    if names[0] is None or "label" not in row:
+        raise TypeError(
+            f"rows of dataset must have an image ({' or '.join(_IMAGE_NAMES)}) and a label, got "
+            f"{', '.join(map(str, row))}; give pairs, such as [(row['photo'], row['kind']), ...]"
+        )
+    return row[names[0]], row["label"]
+
+
 def _as_tensor(image: Any, index: int) -> Tensor:
     """The image as uint8 [C, H, W]."""
     if isinstance(image, Tensor):
@@ -91,7 +112,7 @@ def _as_tensor(image: Any, index: int) -> Tensor:
         pixels = pixels if pixels.ndim == 2 else pixels.movedim(-1, 0)
     elif hasattr(image, "convert"):  # Pillow's, which need not be installed otherwise
         grey = image.mode in ("1", "L", "LA")
-        pixels = torch.from_numpy(np.array(image.convert("L") if grey else as_rgb(image)))
+        pixels = torch.from_numpy(np.array(upright(image).convert("L") if grey else as_rgb(image)))
         pixels = pixels if grey else pixels.movedim(-1, 0)
     else:
         raise TypeError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index as index_of
 from typing import Any
 
 import numpy as np
@@ -72,15 +73,16 @@ class ImageSet:
     ) -> ImageSet:
         """Read a data set of pairs (image, label), such as torchvision's, into memory.
 
-        Images are Pillow's, uint8 tensors [C, H, W] or uint8 arrays [H, W, C]; grey ones become RGB
-        where others are.
+        Images are Pillow's, turned as their EXIF orientation says, uint8 tensors [C, H, W] or uint8
+        arrays [H, W, C]; grey ones become RGB where others are.
 
         Args:
-            dataset: has a length and gives the pairs by their number.
+            dataset: has a length and gives the pairs by their number, or rows with an ``image`` or
+                ``img`` and a ``label``, as Hugging Face's data sets do.
             size: height and width to resize to, or one number for both; by default the images stay
                 as they are, and must be of one size.
-            classes: the name of each class; by default ``dataset.classes`` if there is such a list
-                for all labels, else the labels.
+            classes: the name of each class; by default ``dataset.classes``, also of the set that a
+                ``Subset`` is a part of, if there is such a list for all labels, else the labels.
             name: what to call the set; by default the class of ``dataset``.
             progress: called as ``progress(done, total, what)`` now and then.
 
@@ -107,6 +109,16 @@ class ImageSet:
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """The image [C, H, W], a view, and the label at ``index``: a data set for torch's loaders.
+
+        Raises:
+            TypeError: the index is no whole number.
+            IndexError: it lies outside the set.
+        """
+        number = index_of(index)
+        return self.images[number], int(self.labels[number])
 
     def __repr__(self) -> str:
         shape = "x".join(str(size) for size in self.images.shape[1:])

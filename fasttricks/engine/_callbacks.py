@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch.nn import Parameter
+from torch import Tensor
+from torch.nn import Module, Parameter
 from typing_extensions import override
 
-from fasttricks._checks import check_choice, check_integer, check_number
+from fasttricks._checks import check_integer
 from fasttricks.engine._checkpoint import check_savable
-from fasttricks.engine._distributed import gather
+from fasttricks.engine._distributed import gather, rank
+from fasttricks.engine._files import make_folder
+from fasttricks.engine._goal import Goal, way_of
 from fasttricks.engine._precision import all_finite
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 class Callback:
     """The base of callbacks; every method does nothing until it is overridden.
+
+    What they are given is the trainer, whose ``model``, ``history``, ``step_count``, ``batch_loss``
+    and so on they may read; ``trainer.stop = True`` ends the run after the epoch.
 
     Order of the calls: ``on_fit_start``; for each epoch ``on_epoch_start``, for each batch
     ``on_step_start`` and ``on_step_end``, after an epoch that was shorter than its loader's length
@@ -48,7 +54,11 @@ class Callback:
         """
 
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:
-        """After an epoch and its validation; ``row`` is what the history keeps of it."""
+        """After an epoch and its validation.
+
+        ``row`` is what the history keeps of it; numbers by other names may be added, and the
+        callbacks after this one see them.
+        """
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """After the last epoch, or when an error ends the run."""
@@ -61,6 +71,19 @@ class Callback:
         """Restore what ``state_dict`` returned; when a run is resumed, after ``on_fit_start``."""
 
 
+def callbacks_of(callbacks: Any) -> list[Any]:
+    """Return callbacks as a list; raise a TypeError unless each is one."""
+    if not isinstance(callbacks, Iterable):
+        kind = type(callbacks).__name__
+        raise TypeError(f"callbacks must be a list of Callback objects, got {kind}")
+    several = list(callbacks)
+    for one in several:
+        if not isinstance(one, Callback):
+            kind = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__
+            raise TypeError(f"callbacks must be Callback objects, got {kind}")
+    return several
+
+
 class FreezeAfter(Callback):
     """Stop training some parameters after a number of updates.
 
@@ -68,19 +91,20 @@ class FreezeAfter(Callback):
     the layer after it.
 
     Args:
-        parameters: What to freeze.
+        parameters: What to freeze, such as ``model.conv1.parameters()``; one alone will do.
         steps: Number of updates in which they still train, counted by ``trainer.step_count``.
 
     Raises:
-        ValueError: If ``steps`` is negative.
+        ValueError: If ``steps`` is negative, or there are no parameters.
+        TypeError: If they are no parameters, such as names.
 
     Reference:
         The whitening bias of airbench94 (Jordan 2024, arXiv 2404.00498, section 3.2).
     """
 
-    def __init__(self, parameters: Iterable[Parameter], *, steps: int) -> None:
+    def __init__(self, parameters: Iterable[Parameter] | Parameter, *, steps: int) -> None:
         check_integer("steps", steps)
-        self.parameters = list(parameters)
+        self.parameters = _parameters_in(parameters)
         self.steps = steps
 
     @override
@@ -91,14 +115,34 @@ class FreezeAfter(Callback):
                 parameter.requires_grad_(False)
 
 
+def _parameters_in(given: Any) -> list[Parameter]:
+    """Return one parameter or several as a list, or raise."""
+    several = isinstance(given, Iterable) and not isinstance(given, Tensor)
+    parameters = list(given) if several else [given]
+    if not parameters:
+        raise ValueError("parameters must hold at least one parameter, got none")
+    for one in parameters:
+        if not isinstance(one, Parameter):
+            hint = "; pass its parameters()" if isinstance(one, Module) else ""
+            raise TypeError(f"parameters must be nn.Parameter, got {type(one).__name__}{hint}")
+    return parameters
+
+
 class _Watcher(Callback):
     """What callbacks share that watch a column of the history."""
 
     def __init__(self, metric: str, mode: str | None) -> None:
-        if mode is not None:
-            check_choice("mode", mode, ("max", "min"))
         self.metric = metric
-        self.mode = mode or ("min" if metric.endswith("loss") else "max")
+        self.mode = way_of(metric, mode)
+
+    @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Refuse to watch a validation that there is not."""
+        if self.metric in ("val_loss", "val_accuracy") and not trainer.has_val:
+            raise ValueError(
+                f"metric must be a column that the history will have, got metric={self.metric!r} "
+                "without val; pass val=... to fit"
+            )
 
     def _value(self, row: dict[str, Value]) -> float:
         if self.metric not in row:
@@ -161,17 +205,18 @@ class EarlyStop(_Watcher):
     ) -> None:
         if target is None and patience is None:
             raise ValueError("EarlyStop must have a target or a patience, got neither")
-        if target is not None:
-            check_number("target", target)
         if patience is not None:
             check_integer("patience", patience, minimum=1)
         super().__init__(metric, mode)
+        if target is not None:
+            Goal(target, metric, self.mode)  # which checks it
         self.target = target
         self.patience = patience
 
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Stop at once if the run is a resumed one that had been stopped."""
+        super().on_fit_start(trainer)
         if trainer.epoch and self.metric in trainer.history.rows[-1]:
             self.on_epoch_end(trainer, trainer.history.rows[-1])
 
@@ -180,7 +225,7 @@ class EarlyStop(_Watcher):
         """Stop if the target is reached, or patience at its end."""
         value = self._value(row)
         if self.target is not None:
-            reached = value >= self.target if self.mode == "max" else value <= self.target
+            reached = Goal(self.target, self.metric, self.mode).is_reached_by(value)
             trainer.stop = trainer.stop or reached
         if self.patience is not None:
             best = self._best(trainer)
@@ -224,6 +269,11 @@ class KeepBest(_Watcher):
     def on_fit_start(self, trainer: Trainer) -> None:
         """Refuse what could not be written."""
         check_savable(trainer)
+        super().on_fit_start(trainer)
+        if self.path.is_file():
+            raise ValueError(f"path must be a folder, got the file {self.path}")
+        if rank() == 0:
+            make_folder(self.path.parent, name="path")
 
     @override
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:

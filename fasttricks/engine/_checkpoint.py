@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from fasttricks._checks import check_integer
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._distributed import gather, rank, wait_for_all
-from fasttricks.engine._files import remove_folder, replacing_folder, write_json
+from fasttricks.engine._files import make_folder, remove_folder, replacing_folder, write_json
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._random import (
     loader_place,
@@ -30,6 +30,7 @@ from fasttricks.engine._random import (
     restore_random_states,
 )
 from fasttricks.engine._tree import pack, unpack
+from fasttricks.lr_scheduler import ScheduledGroups
 
 if TYPE_CHECKING:
     from fasttricks.engine._callbacks import Callback
@@ -180,8 +181,11 @@ class Checkpoint:
                 has = f"{_kind(saved.get(name))}, and the {owner} {_kind(mine.get(name))}"
                 raise self._misfit(file, f"of {name!r} it has {has}")
 
-    def restore(self, trainer: Trainer) -> None:
-        """Put back weights, optimizers, schedules, scale, counts and history."""
+    def restore(self, trainer: Trainer, *, allow_changes: bool = False) -> None:
+        """Put back weights, optimizers, schedules, scale, counts and history.
+
+        With ``allow_changes`` schedules of ours may be others, at the same place.
+        """
         self.check(trainer)
         try:
             trainer.model.load_state_dict(self.model)
@@ -190,7 +194,9 @@ class Checkpoint:
             for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
                 _load_optimizer(optimizer, state)
             for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
-                if state is not None:
+                if allow_changes and isinstance(scheduler, ScheduledGroups):
+                    scheduler.load_state_dict(state, allow_changes=True)
+                elif state is not None:
                     scheduler.load_state_dict(state)  # type: ignore[attr-defined]
             trainer.precision.load_state_dict(self.state["precision"])
         except (RuntimeError, ValueError, KeyError) as error:
@@ -394,7 +400,8 @@ class CheckpointFolder:
                 "or move the later ones away"
             )
         wait_for_all()
-        if rank() == 0 and self.folder.is_dir():
+        if rank() == 0:
+            make_folder(self.folder, name="checkpoints")
             for entry in self.folder.iterdir():
                 if _LEFTOVER.fullmatch(entry.name):
                     shutil.rmtree(entry, ignore_errors=True)

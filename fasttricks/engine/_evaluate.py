@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,8 @@ def predict(
         batches: Iterable of images, or of (images, targets) as for training, on the model's device.
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
-            "mirror_translate", the six views of both.
+            "mirror_translate", the six views of both. Of one result a pixel, logits
+            [N, K, h, w], each view's are turned and moved back first.
         tta_share: Share of each batch's images, 0 to 1, rounded up, that are seen in more than one
             view: those whose largest probability is lowest. All by default.
         precision: How to compute, a ``Precision`` or its name; "fp32" by default.
@@ -191,6 +192,30 @@ def _joined(tensors: list[Tensor], dealt: bool) -> Tensor:
 
 
 @dataclass(frozen=True)
+class _View:
+    """Images as they are seen, their weight, and how they came about."""
+
+    images: Tensor
+    weight: float
+    moved: int = 0  # by so many pixels, down and to the right
+    mirrored: bool = False  # after that
+
+    def back(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """Return maps [N, K, h, w] where the images themselves have them; other outputs as is.
+
+        ``size`` is that of the images; a smaller map is not moved, by less than a pixel of it.
+        """
+        if logits.ndim != 4:
+            return logits
+        if self.mirrored:
+            logits = logits.flip(-1)
+        if self.moved and logits.shape[2:] == size:
+            padded = F.pad(logits, (1, 1, 1, 1), "replicate")
+            logits = padded[..., 2:, 2:] if self.moved > 0 else padded[..., :-2, :-2]
+        return logits
+
+
+@dataclass(frozen=True)
 class _Views:
     """What an image is seen as, and the share of a batch that is seen as more than itself."""
 
@@ -213,19 +238,23 @@ class _Views:
 
     def _mean(self, model: nn.Module, images: Tensor, plain: Tensor) -> Tensor:
         """Return the mean over all views, of which ``plain`` are the logits of the first."""
-        (_, first), *others = views = self._of(images)
-        total = sum(weight for _, weight in views)
-        logits = [model(view).float() * (weight / total) for view, weight in others]
-        return torch.stack([plain * (first / total), *logits]).sum(0)
+        first, *others = views = self._of(images)
+        total = sum(view.weight for view in views)
+        logits = [
+            view.back(model(view.images).float(), tuple(images.shape[2:])) * (view.weight / total)
+            for view in others
+        ]
+        return torch.stack([plain * (first.weight / total), *logits]).sum(0)
 
-    def _of(self, images: Tensor) -> list[tuple[Tensor, float]]:
-        """Return the views with their weights, the images themselves first."""
-        views = [(images, 0.5)]
+    def _of(self, images: Tensor) -> list[_View]:
+        """Return the views, the images themselves first."""
+        views = [_View(images, 0.5)]
         if self.tta in ("translate", "mirror_translate"):
             padded = F.pad(images, (1, 1, 1, 1), "reflect")
-            views += [(padded[..., :-2, :-2], 0.25), (padded[..., 2:, 2:], 0.25)]
+            views.append(_View(padded[..., :-2, :-2], 0.25, moved=1))
+            views.append(_View(padded[..., 2:, 2:], 0.25, moved=-1))
         if self.tta in ("mirror", "mirror_translate"):
-            views += [(view.flip(-1), weight) for view, weight in views]
+            views += [replace(v, images=v.images.flip(-1), mirrored=True) for v in views]
         return views
 
     def _least_certain(self, logits: Tensor) -> Tensor:

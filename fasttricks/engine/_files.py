@@ -81,6 +81,23 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def make_folder(path: Path | str, *, name: str) -> None:
+    """Make a folder unless it is there; raise a ValueError that names the argument if none can be.
+
+    Raises:
+        ValueError: If a part of the path is a file, or may not be written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{name} must lie in a folder that can be made, got {path} ({error.strerror})"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"{name} must lie in a folder that can be written to, got {path}")
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder with its files; at no time is there a part of it under its name."""
     hidden = _hidden(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fasttricks.engine._files import replacing, without_nonfinite, write_json
+from fasttricks.engine._goal import Goal, way_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +61,36 @@ class History:
     def columns(self) -> list[str]:
         """The names that occur, in order of first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def first(
+        self, target: float, *, metric: str = "val_accuracy", mode: str | None = None
+    ) -> dict[str, Value] | None:
+        """Return the row of the first epoch in which a figure reached a target, None if it did not.
+
+        Its ``train_seconds`` are DAWNBench's time to accuracy, evaluation left out.
+
+        Args:
+            target: The figure to reach, such as 0.94.
+            metric: The column that is compared, "val_accuracy" by default.
+            mode: "max" if higher is better, "min" if lower is; by default "min" for a column whose
+                name ends in "loss", else "max".
+
+        Raises:
+            KeyError: If no row has this column.
+            ValueError: If ``mode`` is unknown, or the target out of the metric's range.
+
+        Example:
+            >>> history = History()
+            >>> history.append({"epoch": 1, "train_seconds": 20.0, "val_accuracy": 0.91})
+            >>> history.append({"epoch": 2, "train_seconds": 41.0, "val_accuracy": 0.942})
+            >>> history.first(0.94)["train_seconds"]
+            41.0
+        """
+        goal = Goal(target, metric, way_of(metric, mode))
+        for row, value in zip(self.rows, self[metric], strict=True):
+            if value is not None and goal.is_reached_by(value):
+                return row
+        return None
 
     def to_csv(self, path: Path | str) -> None:
         """Write one line an epoch under a line of names; an empty field where there is no value."""

@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from fasttricks.schedules import Schedule
 
 
 def check_batch(batch: Any) -> tuple[Tensor, Tensor]:
@@ -96,7 +99,8 @@ def optimizers_of(optimizer: Any) -> list[Optimizer]:
         raise ValueError("optimizer must be one Optimizer or several, got an empty list")
     for one in optimizers:
         if not isinstance(one, Optimizer):
-            raise TypeError(f"optimizer must be Optimizer objects, got {type(one).__name__}")
+            owner = f" in {type(optimizer).__name__}" if several else ""
+            raise TypeError(f"optimizer must be Optimizer objects, got {type(one).__name__}{owner}")
         if _needs_arguments(one):
             raise TypeError(
                 f"optimizer must make its update by step() alone, got {type(one).__name__}, whose "
@@ -124,6 +128,28 @@ def schedulers_of(schedulers: Any) -> list[Any]:
                 "step needs an argument; call it in the on_epoch_end of a Callback"
             )
     return several
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay a model's convolution weights out in channels_last; raise a ValueError if it has none."""
+    try:
+        model.to(memory_format=torch.channels_last)
+    except RuntimeError as error:
+        raise ValueError(
+            f"channels_last must be False for {type(model).__name__}, whose weights have no such "
+            f"layout ({error})"
+        ) from error
+
+
+def check_schedule(lr: object) -> None:
+    """Raise a TypeError unless ``lr`` is a schedule."""
+    if isinstance(lr, Schedule):
+        return
+    if isinstance(lr, int | float):
+        hint = f"a rate is the optimizer's, or constant({lr})"
+    else:
+        hint = "a scheduler goes into schedulers=[...]" if hasattr(lr, "step") else "see schedules"
+    raise TypeError(f"lr must be a Schedule such as one_cycle(0.4, 1000), got lr={lr!r}; {hint}")
 
 
 def _needs_arguments(owner: object) -> bool:

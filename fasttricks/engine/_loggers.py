@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from fasttricks.engine._callbacks import Callback
-from fasttricks.engine._files import without_nonfinite
+from fasttricks.engine._files import make_folder, without_nonfinite
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
@@ -27,6 +27,9 @@ class JSONLines(Callback):
     Args:
         path: The file; it and its folder are made if they are missing.
 
+    Raises:
+        ValueError: If it is a folder; when a fit starts, if its folder cannot be made.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,6 +41,8 @@ class JSONLines(Callback):
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(f"path must be a file, got the folder {self.path}")
 
     def write(self, row: dict[str, Value]) -> None:
         """Append a row."""
@@ -50,6 +55,11 @@ class JSONLines(Callback):
                 # A line that a crash cut off must not swallow this one.
                 line = line if file.read(1) == b"\n" else "\n" + line
             file.write(line.encode())
+
+    @override
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Make the folder, or refuse what could not be written."""
+        make_folder(self.path.parent, name="path")
 
     @override
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:

@@ -23,7 +23,7 @@ from fasttricks._checks import (
     length_of,
 )
 from fasttricks.engine._batch_loss import Loss, with_loss
-from fasttricks.engine._callbacks import Callback
+from fasttricks.engine._callbacks import Callback, callbacks_of
 from fasttricks.engine._checkpoint import (
     CheckpointFolder,
     check_savable,
@@ -50,9 +50,11 @@ from fasttricks.engine._inputs import (
     check_batch,
     check_batches,
     check_loss,
+    check_schedule,
     inputs_of,
     optimizers_of,
     schedulers_of,
+    use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._precision import (
@@ -63,6 +65,7 @@ from fasttricks.engine._precision import (
 )
 from fasttricks.engine._progress import Progress
 from fasttricks.engine._speed import RECORDING, check_tf32, records_graphs, tf32_matmul, use_fused
+from fasttricks.engine._suspicions import warn_before_fit, warn_of_rates
 from fasttricks.engine._totals import Metric, Totals, check_names
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.schedules import Schedule
@@ -95,8 +98,9 @@ class Trainer:
         model: Maps images [N, C, H, W] to logits, already on its device; convolution weights are
             put into channels_last memory format unless ``channels_last`` is off.
         optimizer: One optimizer or several that step together.
-        lr: A schedule for the learning rate of every group of every optimizer. For other entries,
-            or a schedule per group, pass ``ScheduledGroups`` in ``schedulers``.
+        lr: A schedule for the learning rate of every group of every optimizer, all alike, with a
+            warning if their rates differ. For other entries, or a schedule per group, pass
+            ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
             ``val`` is measured by it too, a cross-entropy without its label smoothing.
@@ -138,6 +142,9 @@ class Trainer:
         steps_per_epoch: Batches of an epoch of the ``fit`` that runs or ran last.
         total_steps: Batches of that whole ``fit``.
         batches_done: How many of them are done.
+        batch_loss: Mean loss of the last batch, a tensor on its device that stays as it is until
+            the next update; NaN before the first.
+        has_val: Whether the ``fit`` that runs or ran last has a ``val``.
         nonfinite_steps: Updates left out for their numbers, with ``nonfinite="skip"``.
         stop: Set it, in any process, to end ``fit`` after the epoch. A checkpoint does not keep it:
             a run that was stopped can be resumed.
@@ -189,7 +196,7 @@ class Trainer:
         self.optimizers = optimizers_of(optimizer)
         if loss is not None:
             check_loss(loss)
-        _check_types("callbacks", callbacks, Callback)
+        self.callbacks: list[Callback] = callbacks_of(callbacks)
         if micro_batch_size is not None:
             check_integer("micro_batch_size", micro_batch_size, minimum=1)
         if grad_clip is not None:
@@ -220,9 +227,11 @@ class Trainer:
         if fused:
             use_fused(self.optimizers)
         if channels_last:
-            model.to(memory_format=torch.channels_last)
+            use_channels_last(model)
         self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
+            check_schedule(lr)
+            warn_of_rates(self.optimizers, level=3)
             self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
         self.settings = [settings_of(one) for one in self.optimizers]
         if cuda_graph == "step":
@@ -247,13 +256,15 @@ class Trainer:
             cuda_graph=cuda_graph,
             optimizers=self.optimizers,
         )
-        self.callbacks = [*callbacks, *([Progress()] if progress and rank() == 0 else [])]
+        self.callbacks += [Progress()] if progress and rank() == 0 else []
         self.history = History()
         self.step_count = self.nonfinite_steps = 0
         self.train_seconds = 0.0
         self.epoch_lr: float | Tensor = self.lr
         self.epochs: float = 0
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
+        self.batch_loss = torch.tensor(math.nan)
+        self.has_val = False
         self.stop = False
         self._stops = False  # what the processes have agreed on
         self._loaders: tuple[object, ...] = ()  # those whose place a checkpoint can keep now
@@ -296,6 +307,7 @@ class Trainer:
         except RuntimeError as error:
             self._explain(error)
             raise
+        self.batch_loss = loss.detach()
         # On a CPU the loss is there to look at; elsewhere looking at it stalls the device.
         if self.nonfinite == "raise" and self.device.type == "cpu" and not loss.isfinite():
             self._gradients.take_back(self.optimizers)
@@ -373,6 +385,7 @@ class Trainer:
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
+        self.has_val = val is not None
         self._warned_of_length = False
         store = None if checkpoints is None else CheckpointFolder(Path(checkpoints), every, keep)
         resumed = choose_resume(resume, store)
@@ -391,6 +404,8 @@ class Trainer:
                 resumed.restore_callbacks(self)
                 resumed.restore_random_states()
             self._agree()
+            if rank() == 0:
+                warn_before_fit(self, train, level=3)
             for _ in range(math.ceil((self.total_steps - self.batches_done) / length)):
                 if self._stops:
                     break
@@ -455,19 +470,22 @@ class Trainer:
         """
         save_checkpoint(self, path, *self._loaders)
 
-    def load(self, path: Path | str) -> None:
+    def load(self, path: Path | str, *, allow_changes: bool = False) -> None:
         """Put back what a checkpoint holds: model, optimizers, schedules, history, random states.
 
         The optimizers' numbers become the saved ones; to go on with others, set them afterwards.
 
         Args:
             path: The folder of a checkpoint, or one that holds several, of which the latest counts.
+            allow_changes: Whether schedules may be others than the saved ones, such as longer ones
+                to go on with a run that is over; they hold from the saved place on.
 
         Raises:
-            ValueError: If there is none, or it is damaged or of another model or optimizer.
+            ValueError: If there is none, or it is damaged or of another model or optimizer, or of
+                other schedules and ``allow_changes`` is False.
         """
         checkpoint = read_checkpoint(path)
-        checkpoint.restore(self)
+        checkpoint.restore(self, allow_changes=allow_changes)
         checkpoint.restore_callbacks(self)
         checkpoint.restore_random_states()
 
@@ -552,6 +570,7 @@ class Trainer:
                 "eval_seconds": result.seconds,
             }
         self.history.append(row)
+        row = self.history.rows[-1]  # to which callbacks may add figures of theirs
         self._loaders = train, val
         try:
             for callback in self.callbacks:
@@ -599,13 +618,18 @@ class Trainer:
             raise FloatingPointError(self.fault(f"the loss became {loss}"))
 
     def _explain(self, error: RuntimeError) -> None:
-        """Add to an error of a ``view`` that channels_last refuses what can be done about it."""
+        """Add to an error of what the trainer does, or was given, what to do about it."""
         text = str(error)
         if self.memory_format is torch.channels_last and "view size is not compatible" in text:
-            error.args = (
-                f"{text}\nThe trainer computes in channels_last: call reshape or flatten in place "
-                "of view in the model, or pass channels_last=False",
+            hint = (
+                "The trainer computes in channels_last: call reshape or flatten in place of view "
+                "in the model, or pass channels_last=False"
             )
+        elif "unsigned char" in text or "ByteTensor" in text:
+            hint = "The images are uint8: give the loader a Normalize, or scale them in the model"
+        else:
+            return
+        error.args = (f"{text}\n{hint}",)
 
     def fault(self, what: str, *, next_update: bool = False) -> str:
         """Return the message of an error of the numbers: what, where, and from where to go on."""
@@ -638,11 +662,3 @@ class Trainer:
 def _if_any(name: str, accuracy: float) -> dict[str, float]:
     """The accuracy as an entry of a row, and no entry where targets are no classes."""
     return {} if math.isnan(accuracy) else {name: accuracy}
-
-
-def _check_types(name: str, values: Sequence[object], expected: type) -> None:
-    for value in values:
-        if not isinstance(value, expected):
-            raise TypeError(
-                f"{name} must be {expected.__name__} objects, got {type(value).__name__}"
-            )

@@ -30,7 +30,10 @@ def trial_trainer(
     """
     if isinstance(model, Trainer):
         if optimizer is not None or loss is not None:
-            raise TypeError("optimizer and loss must be left out with a Trainer, which has its own")
+            raise TypeError(
+                "optimizer and loss must be left out with a Trainer, which has its own; a loader "
+                "goes in by its name"
+            )
         trial = copy.copy(model)
         trial.schedulers, trial.callbacks, trial.history = [], [], History()
         trial.totals = copy.deepcopy(model.totals)

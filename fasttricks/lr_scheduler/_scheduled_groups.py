@@ -258,7 +258,7 @@ class ScheduledGroups(LRScheduler):
             if old != new:
                 raise ValueError(
                     f"{name} must be the saved one, got {name}={new} and saved {name}={old}; "
-                    "allow it by load_state_dict(state, allow_changes=True)"
+                    "allow it by allow_changes=True, of load_state_dict or of Trainer.load"
                 )
 
 
@@ -305,8 +305,11 @@ def per_group(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def _check_schedules(schedules: Mapping[str, Any], optimizer: Optimizer) -> None:
+def _check_schedules(schedules: object, optimizer: Optimizer) -> None:
     count = group_count(optimizer)
+    if not isinstance(schedules, Mapping):
+        got = f"got schedules={schedules!r}"
+        raise TypeError(f"schedules must be a dict by name, such as {{'lr': schedule}}, {got}")
     if not schedules:
         raise ValueError(f"schedules must name at least one entry, got schedules={schedules!r}")
     for name, given in schedules.items():

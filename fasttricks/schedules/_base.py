@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, overload
 import torch
 from torch import Tensor
 
+from fasttricks._axes import new_axes
 from fasttricks._checks import check_integer, check_non_negative, check_number
 from fasttricks.schedules._math import Number, as_floating, where
 
@@ -113,14 +114,7 @@ class Schedule(ABC):
         count = self._span if steps is None else steps
         check_integer("steps", count, minimum=1)
         if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ImportError as error:
-                message = (
-                    'plot needs matplotlib, which `pip install "fasttricks[examples]"` installs'
-                )
-                raise ImportError(message) from error
-            ax = pyplot.subplots()[1]
+            ax = new_axes()
         at = torch.arange(count)
         ax.plot(at.tolist(), self(at).tolist(), label=repr(self))
         ax.set(xlabel="step", ylabel="value")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -46,3 +48,23 @@ def test_the_text_holds_mean_deviation_interval_and_share():
 def test_bad_values_are_refused(values):
     with pytest.raises(ValueError, match="values must"):
         summarize(values)
+
+
+def test_of_seconds_the_runs_at_or_under_the_target_reach_it():
+    seconds = [10.0, 11.0, 12.0, 13.0]
+    assert summarize(seconds, target=11, mode="min").share_at_target == 0.5
+    assert summarize(seconds, target=11).share_at_target == 0.75
+    with pytest.raises(ValueError, match="mode must be"):
+        summarize(seconds, mode="fast")
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, iter])
+def test_arrays_tensors_and_iterators_of_figures_will_do(kind):
+    assert summarize(kind([1.0, 2.0, 4.5])) == summarize([1.0, 2.0, 4.5])
+    with pytest.raises(ValueError, match="at least one figure"):
+        summarize(kind([]))
+
+
+def test_a_run_that_did_not_get_there_is_no_figure():
+    with pytest.raises((TypeError, ValueError), match="values must be"):
+        summarize([10.0, None])

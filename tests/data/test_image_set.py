@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from fasttricks.data import ImageSet
 
@@ -338,3 +339,52 @@ def test_progress_is_told():
 def test_what_is_no_data_set_of_images_is_named(pairs, error, message):
     with pytest.raises(error, match=message):
         ImageSet.from_dataset(pairs)
+
+
+def test_a_set_is_a_data_set_for_torchs_loaders():
+    images = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
+    image_set = ImageSet(images, torch.tensor([0, 1, 2, 1, 0]), classes=tuple("abc"), name="x")
+    batches = list(DataLoader(image_set, batch_size=2))
+    assert [tuple(one.shape) for one, _ in batches] == [(2, 3, 4, 4), (2, 3, 4, 4), (1, 3, 4, 4)]
+    assert torch.equal(torch.cat([one for one, _ in batches]), images)
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 2, 1, 0]
+    assert [label for _, label in image_set] == [0, 1, 2, 1, 0]
+    assert image_set[-1][1] == image_set[np.int64(0)][1] == 0
+    again = ImageSet.from_dataset(image_set, name="x")
+    assert torch.equal(again.images, images)
+    assert again.classes == image_set.classes
+    with pytest.raises(IndexError):
+        image_set[5]
+    with pytest.raises(TypeError):
+        image_set["a"]
+
+
+@pytest.mark.parametrize("name", ["image", "img"])
+def test_rows_with_names_will_do(name):
+    class Rows(list):
+        features = {"label": SimpleNamespace(names=["cat", "dog", "owl"])}  # noqa: RUF012
+
+    pairs = pictures("RGB", "L")
+    rows = Rows({name: image, "label": label, "id": "x"} for image, label in pairs)
+    image_set, expected = ImageSet.from_dataset(rows), ImageSet.from_dataset(pairs)
+    assert torch.equal(image_set.images, expected.images)
+    assert torch.equal(image_set.labels, expected.labels)
+    assert image_set.classes == ("cat", "dog", "owl")
+    with pytest.raises(TypeError, match=r"an image \(image or img\) and a label, got photo, kind"):
+        ImageSet.from_dataset([{"photo": 0, "kind": 1}])
+
+
+def test_a_part_of_a_set_keeps_the_names_of_the_whole():
+    pairs = pictures("RGB", "RGB", "RGB")
+    part = Subset(Subset(pairs, [0, 2]), [1])
+    assert ImageSet.from_dataset(part).classes == ("cat", "dog", "owl")
+
+
+def test_pictures_are_turned_as_their_exif_says_grey_or_not(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for mode in ("L", "RGB"):
+        path = tmp_path / f"{mode}.jpg"
+        Image.new(mode, (4, 3)).save(path, exif=exif)
+        with Image.open(path) as image:
+            assert ImageSet.from_dataset([(image, 0)]).image_size == (4, 3)

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from fasttricks.engine import Callback, EarlyStop, JSONLines, KeepBest, TensorBoard, Trainer
+from fasttricks.engine import (
+    Callback,
+    EarlyStop,
+    FreezeAfter,
+    JSONLines,
+    KeepBest,
+    TensorBoard,
+    Trainer,
+)
 
 ROWS = [
     {"epoch": 1, "step": 4, "loss": 2.0, "val_accuracy": 0.5},
@@ -266,3 +274,80 @@ def test_the_trainer_ends_after_the_epoch_that_reached_the_target():
     assert len(trainer.fit(batches, epochs=5)) == 2
     stop.target = 0.0
     assert len(trainer.fit(batches, epochs=3)) == 5
+
+
+def test_a_column_of_ones_own_is_watched_kept_and_logged(tmp_path):
+    class Rising(Callback):
+        def on_epoch_end(self, trainer, row):
+            row["f1"] = 0.1 * trainer.epoch
+
+    log = JSONLines(tmp_path / "log.jsonl")
+    stop = EarlyStop(metric="f1", patience=2)
+    keep = KeepBest(tmp_path / "best", metric="f1")
+    trainer = fit(Rising(), stop, keep, log, epochs=4)
+    assert trainer.history["f1"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [row["f1"] for row in lines(log.path)] == trainer.history["f1"]
+    trainer.load(tmp_path / "best")
+    assert len(trainer.history) == 4
+
+
+def test_a_percentage_is_no_accuracy():
+    for metric in ("accuracy", "val_accuracy"):
+        with pytest.raises(ValueError, match="between 0 and 1 .* got target=60; 60 % are 0.6"):
+            EarlyStop(target=60, metric=metric)
+    EarlyStop(target=60, metric="f1_percent")
+
+
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+def test_what_no_validation_gives_is_missed_before_the_first_update(tmp_path, metric):
+    for callback in (EarlyStop(patience=1, metric=metric), KeepBest(tmp_path, metric=metric)):
+        steps = []
+
+        class Count(Callback):
+            def on_step_end(self, trainer, steps=steps):
+                steps.append(trainer.step_count)
+
+        with pytest.raises(ValueError, match=f"got metric='{metric}' without val; pass val="):
+            fit(callback, Count())
+        assert not steps
+
+
+def test_places_that_cannot_be_written_are_named_before_the_first_update(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="path must be a file, got the folder"):
+        JSONLines(tmp_path)
+    keep = {"metric": "loss"}
+    for callback in (KeepBest(file / "x", **keep), KeepBest(file, **keep), JSONLines(file / "x")):
+        with pytest.raises(ValueError, match="path must .* got .*file"):
+            fit(callback)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, sgd, precision="fp32", progress=False)
+    with pytest.raises(ValueError, match="checkpoints must lie in a folder that can be made, got"):
+        trainer.fit([(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())], 1, checkpoints=file / "x")
+    assert file.read_text() == "mine"
+    assert trainer.step_count == 0
+
+
+def test_freeze_after_takes_parameters_and_nothing_else():
+    layer = nn.Linear(2, 2)
+    assert FreezeAfter(layer.bias, steps=1).parameters == [layer.bias]
+    assert len(FreezeAfter(layer.parameters(), steps=1).parameters) == 2
+    for wrong, got in ((layer, "Linear; pass its parameters"), (["bias"], "str"), ("ab", "str")):
+        with pytest.raises(TypeError, match=rf"nn.Parameter, got {got}"):
+            FreezeAfter(wrong, steps=1)
+    with pytest.raises(ValueError, match="at least one parameter"):
+        FreezeAfter([], steps=1)
+
+
+def test_a_callback_reads_each_batchs_loss():
+    losses = []
+
+    class Read(Callback):
+        def on_step_end(self, trainer):
+            losses.append(trainer.batch_loss.item())
+
+    trainer = fit(Read(), epochs=1)
+    assert sum(losses) / len(losses) == pytest.approx(trainer.history["loss"][0])
+    assert not trainer.batch_loss.requires_grad

@@ -889,3 +889,29 @@ def test_nothing_is_pickled(tmp_path, monkeypatch):
     trainer.fit(make_loader(), 1)
     trainer.save(tmp_path / "c")
     trainer.load(tmp_path / "c")
+
+
+def test_a_run_that_is_over_goes_on_by_a_longer_schedule(tmp_path):
+    def trainer_of(epochs):
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        schedule = one_cycle(0.1, epochs * BATCHES)
+        return Trainer(model, optimizer, lr=schedule, precision="fp32", progress=False)
+
+    trainer_of(2).fit(make_loader(), 2, checkpoints=tmp_path / "short")
+    longer = trainer_of(4)
+    with pytest.raises(
+        ValueError, match=r"total_steps=6; allow it by allow_changes=True, of .*load"
+    ):
+        longer.load(tmp_path / "short")
+    with pytest.raises(ValueError, match="allow_changes=True"):
+        longer.fit(make_loader(), 4, checkpoints=tmp_path / "short", resume=True)
+    longer = trainer_of(4)
+    longer.load(tmp_path / "short", allow_changes=True)
+    assert longer.lr == pytest.approx(one_cycle(0.1, 4 * BATCHES)(2 * BATCHES))
+    history = longer.fit(make_loader(), 2)
+    assert len(history) == 4
+    assert longer.step_count == 4 * BATCHES
+    assert history["lr"][2:] == pytest.approx(
+        [one_cycle(0.1, 4 * BATCHES)(n * BATCHES - 1) for n in (3, 4)]
+    )

@@ -312,3 +312,25 @@ def test_a_losss_own_state_is_left_alone():
     loss = Counting()
     evaluate(nn.Identity(), [(torch.randn(2, 3), torch.tensor([0, 1]))], loss=loss)
     assert loss.training
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_views_of_one_result_a_pixel_are_put_back_into_place(tta, share):
+    model = nn.Conv2d(3, 4, 1)  # which sees each pixel alone, so that all views agree
+    images = make_images()
+    plain = predict(model, [images])
+    views = predict(model, [images], tta=tta, tta_share=share)
+    assert torch.allclose(views[..., 1:-1, 1:-1], plain[..., 1:-1, 1:-1], atol=1e-6)
+    if tta in ("none", "mirror"):
+        assert torch.allclose(views, plain, atol=1e-6)
+
+
+def test_smaller_maps_are_turned_back_and_one_result_an_image_stays():
+    pool = nn.AvgPool2d(2)  # whose maps are mirrored where the images are
+    images = make_images()
+    assert torch.allclose(predict(pool, [images], tta="mirror"), pool(images), atol=1e-6)
+    mean = nn.AdaptiveAvgPool2d(1)
+    views = [mean(moved(images[0], s, s)[None]) / 4 for s in (-1, 1)]
+    expected = mean(images[:1]) / 2 + sum(views)
+    assert torch.allclose(predict(mean, [images[:1]], tta="translate"), expected, atol=1e-6)

@@ -67,3 +67,23 @@ def test_pandas_gets_rows_and_columns_and_is_named_where_it_is_missing(history, 
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="to_pandas needs pandas; pip install pandas"):
         history.to_pandas()
+
+
+def test_the_first_row_at_the_target_is_found(history):
+    assert history.first(0.5)["step"] == 10
+    assert history.first(0.3, metric="accuracy") is history.rows[1]
+    assert history.first(2.25, metric="loss")["epoch"] == 1
+    assert history.first(2.0, metric="loss")["epoch"] == 2
+    assert history.first(2.0, metric="loss", mode="max")["epoch"] == 1
+    assert history.first(0.6) is None
+    history.append({"epoch": 3, "val_accuracy": math.nan})
+    assert history.first(0.6) is None
+
+
+def test_a_first_row_needs_a_column_and_a_target_in_its_range(history):
+    with pytest.raises(KeyError, match="no column 'val_loss'"):
+        history.first(1.0, metric="val_loss")
+    with pytest.raises(ValueError, match="target must be between 0 and 1 .* 94 % are 0.94"):
+        history.first(94)
+    with pytest.raises(ValueError, match="mode must be"):
+        history.first(0.5, mode="best")

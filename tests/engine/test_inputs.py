@@ -60,6 +60,12 @@ OPTIONS = [
     ({"metrics": [len]}, TypeError, "metrics must be functions by name, got metrics=.<built-in"),
     ({"loss": "mse"}, TypeError, r"such as torch.nn.MSELoss\(\), got loss='mse'"),
     ({"loss": nn.MSELoss}, TypeError, r"got the class MSELoss; pass MSELoss\(\)"),
+    ({"optimizer": DataLoader([0])}, TypeError, "objects, got Tensor in DataLoader"),
+    ({"callbacks": Callback()}, TypeError, "a list of Callback objects, got Callback"),
+    ({"callbacks": [Callback]}, TypeError, "Callback objects, got the class Callback"),
+    ({"lr": 0.1}, TypeError, r"lr must be a Schedule .* got lr=0.1; .* or constant\(0.1\)"),
+    ({"lr": SimpleNamespace(step=1)}, TypeError, r"a scheduler goes into schedulers=\["),
+    ({"model": nn.Conv3d(3, 4, 3)}, ValueError, "channels_last must be False for Conv3d, whose"),
     ({"precision": 16}, TypeError, "one of 'auto', .* or a Precision, got precision=16"),
 ]
 
@@ -175,3 +181,11 @@ def test_evaluate_names_a_loss_that_is_none():
         evaluate(make_model(), [(IMAGES, TARGETS)], loss=nn.MSELoss)
     with pytest.raises(TypeError, match="or a Precision, got precision=16"):
         evaluate(make_model(), [(IMAGES, TARGETS)], precision=16)
+
+
+def test_bytes_where_numbers_should_be_are_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    trainer, batch = make_trainer(model), (torch.zeros(4, 3, 8, 8).byte(), torch.zeros(4).long())
+    for work in (trainer.step, lambda b: trainer.evaluate([b]), lambda b: trainer.predict([b])):
+        with pytest.raises(RuntimeError, match="images are uint8: give the loader a Normalize"):
+            work(batch)
