@@ -49,7 +49,8 @@ def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Te
     images: Tensor | float = len(targets)
     weight = _weight(loss, targets)
     if processes > 1:
-        count = torch.tensor(float(len(targets)), device=targets.device)
+        # Filled there: a number from the host's memory would make it wait for a GPU.
+        count = torch.full((), float(len(targets)), device=targets.device)
         sums = sum_over_processes([count, count if weight is None else weight])
         images, divisor = (one / processes for one in sums)
         weight = None if weight is None else divisor
@@ -62,7 +63,7 @@ def mean_over_processes(value: Tensor, count: float = 1.0) -> Tensor:
     """Return the mean of a scalar over the processes, in which this one counts so much."""
     if world_size() == 1:
         return value
-    weight = torch.tensor(count, device=value.device)
+    weight = torch.full((), float(count), device=value.device)
     total, weights = sum_over_processes([value * weight, weight])
     return total / weights
 

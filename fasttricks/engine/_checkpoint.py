@@ -23,6 +23,7 @@ from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._distributed import gather, rank, wait_for_all
 from fasttricks.engine._files import make_folder, remove_folder, replacing_folder, write_json
 from fasttricks.engine._lists import parameters_of
+from fasttricks.engine._optimizer_state import match_layouts
 from fasttricks.engine._random import (
     loader_place,
     random_states,
@@ -301,6 +302,7 @@ def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         for group, own in zip(state["param_groups"], before, strict=True)
     ]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    match_layouts(optimizer)
     with torch.no_grad():
         for group, own in zip(optimizer.param_groups, before, strict=True):
             for name in own.keys() & group.keys():

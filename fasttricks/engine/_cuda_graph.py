@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._lists import parameters_of
+from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 
@@ -70,7 +71,7 @@ class Graphed:
         self._model = model
         self._device = device
         self._optimizers = optimizers if updates else ()
-        check_optimizers(self._optimizers)
+        check_optimizers(self._optimizers, device)
         self._filled = optimizers
         self._rates: dict[tuple[int, int], Tensor] = {}
         self._make_capturable()
@@ -230,18 +231,38 @@ class Graphed:
                     own.fill_(rate)
                 group["lr"] = own
                 for parameter in group["params"]:
-                    _bring_state(optimizer, group, parameter)
+                    _bring_step(optimizer, parameter)
+                begin_momenta(optimizer, group)
+            match_layouts(optimizer)
 
 
-def check_optimizers(optimizers: Sequence[Optimizer]) -> None:
+def check_optimizers(optimizers: Sequence[Optimizer], device: torch.device) -> None:
     """Raise a ValueError if an optimizer's update cannot be recorded."""
     for optimizer in optimizers:
-        names = optimizer.defaults.keys()
-        if not isinstance(optimizer, Muon) and not names & {"capturable", "fused"}:
+        names, kind = optimizer.defaults.keys(), type(optimizer).__name__
+        able = isinstance(optimizer, Muon) or bool(names & {"capturable", "fused"})
+        if isinstance(optimizer, torch.optim.Adagrad):
+            able = _has_fused_adagrad(device)
+        if not able:
             raise ValueError(
                 "cuda_graph='step' must meet optimizers whose update can be recorded, such as "
-                f"Muon, SGD or AdamW, got {type(optimizer).__name__}; use cuda_graph=True"
+                f"Muon, SGD or AdamW, got {kind}; use cuda_graph=True"
             )
+        one_by_one = any(group.get("foreach") is False for group in optimizer.param_groups)
+        if one_by_one and isinstance(optimizer, torch.optim.RMSprop | torch.optim.Adadelta):
+            raise ValueError(
+                f"cuda_graph='step' must meet a {kind} that may use foreach, without which it "
+                "reads its rate back, got foreach=False; leave it out, or use cuda_graph=True"
+            )
+
+
+def _has_fused_adagrad(device: torch.device) -> bool:
+    """Whether this torch has Adagrad's fused update for a device, its only one to be recorded."""
+    try:
+        torch.optim.Adagrad([torch.zeros(1, device=device)], fused=True)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _switch(group: dict[str, Any]) -> None:
@@ -257,15 +278,10 @@ def _switch(group: dict[str, Any]) -> None:
         group["fused"], group["foreach"] = True, False
 
 
-def _bring_state(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> None:
+def _bring_step(optimizer: Optimizer, parameter: nn.Parameter) -> None:
     state = optimizer.state.get(parameter, {})
     if "step" in state:  # made on the CPU where the update was not to be recorded
         state["step"] = torch.as_tensor(state["step"]).to(parameter.device, torch.float32)
-    if group.get("fused") and group.get("momentum") and not group.get("dampening"):
-        # Fused SGD wants all momenta or none, and one that begins at 0 makes no difference.
-        momentum = state.get("momentum_buffer")
-        if momentum is None and parameter.requires_grad:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def check_settings(schedulers: Sequence[object], *, precision: str, nonfinite: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import RandomSampler, SequentialSampler
 
+from fasttricks.engine._compiled import touch_parameters
 from fasttricks.engine._lists import parameters_of
 
 T = TypeVar("T")
@@ -151,6 +152,8 @@ class Replica:
         trained = [parameter.requires_grad for parameter in self._model.parameters()]
         if self._replica is None or trained != self._trained:
             self._trained = trained
+            if self._replica is not None and self._wrap is not None:
+                touch_parameters(self._model)
             self._replica = nn.parallel.DistributedDataParallel(self._model)
             self._module = self._wrap(self._replica) if self._wrap else self._replica
         return self._module

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch, with_loss
+from fasttricks.engine._compiled import Compiled
 from fasttricks.engine._cuda_graph import Counted, Graphed
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import Replica, average_gradients, world_size
@@ -62,7 +63,7 @@ class Gradients:
         self._compile_records = records_graphs(compile, device)
         self._loss_per_image = loss_per_image(loss, select)
         wrap = compiler(compile)
-        self._compiled = None if wrap is None else wrap(model)
+        self._compiled = None if wrap is None else Compiled(model, wrap)
         self._replica = Replica(model, wrap)
         self._undo = Undo(self._all, device)
 
@@ -193,7 +194,7 @@ class Gradients:
         """Return what is called for a forward pass: the model, compiled or shared if it is."""
         if world_size() > 1:
             return self._replica.module()
-        return trainer.model if self._compiled is None else self._compiled
+        return trainer.model if self._compiled is None else self._compiled.module()
 
 
 def clear_gradients(optimizers: Sequence[Optimizer]) -> None:

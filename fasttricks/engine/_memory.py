@@ -9,6 +9,7 @@ from fasttricks.engine._lists import copy_each
 
 _WORDS = (
     *("out of memory", "can't allocate memory", "defaultcpuallocator", "alloc_failed"),
+    "allocation_failed",  # cuDNN 9's, of the device or the host
     "unable to find an engine to execute",  # cuDNN's, where no workspace fits
 )
 

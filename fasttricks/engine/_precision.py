@@ -83,12 +83,14 @@ class Precision:
         # no update, so all are unscaled first, and all step or none does.
         for optimizer in optimizers:
             self._scaler.unscale_(optimizer)
-        stepped = gradients_are_finite(optimizers)
-        if stepped:
-            _clip(optimizers, max_norm)
-            for optimizer in optimizers:
-                optimizer.step()
-        self._scaler.update()
+        try:
+            stepped = gradients_are_finite(optimizers)
+            if stepped:
+                _clip(optimizers, max_norm)
+                for optimizer in optimizers:
+                    optimizer.step()
+        finally:  # after an error too, or the next update would find it unscaled
+            self._scaler.update()
         self.skipped_steps += not stepped
         return stepped
 

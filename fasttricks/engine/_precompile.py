@@ -33,7 +33,8 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     batch of every size that a ``DeviceLoader`` has from here on, by its ``ProgressiveResize`` and
     by a short last batch, with what ``FreezeAfter`` leaves to train at the first and at the last
     update of each; of another loader for its first batch. More than eight of these in all are
-    beyond ``torch._dynamo.config.recompile_limit``: raise it. Without either switch it warms caches
+    beyond ``torch._dynamo.config.recompile_limit`` (``cache_size_limit`` in torch 2.6): raise it.
+    Without either switch it warms caches
     and libraries.
 
     With ``cuda_graph="step"`` the states of Muon, SGD, Adam and AdamW are there afterwards and hold
@@ -64,13 +65,12 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     freezes = [one for one in trainer.callbacks if isinstance(one, FreezeAfter)]
     with without_trace(trial, loader):
         start_training(trial.model)
-        for batch, updates in _batches(loader):
-            for update in updates:
-                trial.step_count = trainer.step_count + update
-                for freeze in freezes:
-                    freeze.on_step_start(trial)
-                for _ in range(_UPDATES if trial.cuda_graph else 2):
-                    trial.step(batch)
+        for batch, update in _batches(loader):
+            trial.step_count = trainer.step_count + update
+            for freeze in freezes:
+                freeze.on_step_start(trial)
+            for _ in range(_UPDATES if trial.cuda_graph else 2):
+                trial.step(batch)
         trial.model.zero_grad(set_to_none=True)
         synchronize(trial.device)
         recorded = [dict(optimizer.state) for optimizer in trial.optimizers]
@@ -97,11 +97,14 @@ def _begin_in(optimizer: Optimizer, states: dict[Any, dict[str, Any]]) -> None:
             optimizer.state[parameter] = states[parameter]
 
 
-def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]:
-    """Yield a batch of each size to come, with the first and the last update that has it."""
+def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+    """Yield a batch of each size to come at the first and at the last update that has it.
+
+    Updates rise, as what is frozen then stays so.
+    """
     if not isinstance(loader, DeviceLoader):
         for batch in loader:
-            yield batch, (0, _EVER)
+            yield from ((batch, update) for update in (0, _EVER))
             return
         raise ValueError("loader must hold at least one batch, got an empty one")
     now = loader.epoch
@@ -111,5 +114,6 @@ def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[int, int]]]
         first = (epoch - now) * len(loader)
         last = _EVER if following is None else (following - now) * len(loader) - 1
         images, targets = next(iter(loader))
-        for size in sorted({len(images), loader.last_batch_size}, reverse=True):
-            yield (images[:size], targets[:size]), (first, last)
+        sizes = sorted({len(images), loader.last_batch_size}, reverse=True)
+        for update in (first, last):
+            yield from (((images[:size], targets[:size]), update) for size in sizes)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_positive
 from fasttricks.engine._batch_loss import with_reduction
+from fasttricks.engine._optimizer_state import begin_momenta
 
 RECORDING = ("reduce-overhead", "max-autotune", "cudagraphs")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -52,6 +53,8 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
         raise ValueError(f"fused=True must meet an optimizer that can, such as SGD, got {names}")
     for optimizer in able:
         name = type(optimizer).__name__
+        if all(group.get("fused") for group in optimizer.param_groups):
+            continue
         if optimizer.state:
             raise ValueError(
                 f"fused=True must come before the first update, got a used {name}; "
@@ -61,6 +64,7 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
             if group.get("foreach") or group.get("differentiable"):
                 raise ValueError(f"fused=True must not meet foreach or differentiable in {name}")
             group["fused"], group["foreach"] = True, False
+            begin_momenta(optimizer, group)
         optimizer.defaults |= {"fused": True, "foreach": False}
 
 

@@ -57,6 +57,7 @@ from fasttricks.engine._inputs import (
     use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
+from fasttricks.engine._optimizer_state import match_layouts
 from fasttricks.engine._precision import (
     Precision,
     all_finite,
@@ -228,6 +229,8 @@ class Trainer:
             use_fused(self.optimizers)
         if channels_last:
             use_channels_last(model)
+            for one in self.optimizers:
+                match_layouts(one)  # of one that has been in use
         self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
             check_schedule(lr)

@@ -113,6 +113,8 @@ def test_a_part_that_is_put_into_evaluation_mode_is_so_in_the_graph():
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["Adagrad", "Adam", "AdamW", "RMSprop", "SGD"])
 def test_the_update_of_torchs_optimizers_is_replayed(kind):
+    if kind == "Adagrad" and not module._has_fused_adagrad(torch.device("cuda")):
+        pytest.skip("this torch has no fused Adagrad on CUDA")
     models = []
     for choice in (False, "step"):
         # The gradient of a bias before a batch norm is rounding, which Adam would make a step.
@@ -517,3 +519,38 @@ def test_a_cpu_has_no_graph(cuda_graph):
         ValueError, match="cuda_graph must meet a model on a CUDA device, got 'cpu'"
     ):
         Trainer(model, sgd(model), cuda_graph=cuda_graph)
+
+
+@pytest.mark.parametrize("kind", ["RMSprop", "Adadelta"])
+def test_an_update_that_reads_its_rate_back_is_refused(pools, kind):
+    model = make_model()
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, foreach=False)
+    with pytest.raises(ValueError, match=f"must meet a {kind} that may use foreach, .*=False"):
+        Trainer(model, optimizer, cuda_graph="step", precision="fp32", progress=False)
+    Trainer(model, optimizer, cuda_graph=True, precision="fp32", progress=False)
+
+
+def test_adagrad_is_refused_where_this_torch_cannot_fuse_it(pools, monkeypatch):
+    model = make_model()
+    options = {"cuda_graph": "step", "precision": "fp32", "progress": False}
+    Trainer(model, torch.optim.Adagrad(model.parameters()), **options)
+    monkeypatch.setattr(module, "_has_fused_adagrad", lambda device: False)
+    with pytest.raises(ValueError, match=r"can be recorded, .* got Adagrad; use cuda_graph=True"):
+        Trainer(model, torch.optim.Adagrad(model.parameters()), **options)
+
+
+def test_a_layer_that_is_thawed_is_trained_by_replays(pools):
+    models = []
+    for choice in (False, "step"):
+        model = make_model()
+        model[0].requires_grad_(False)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        options = {"precision": "fp32", "progress": False, "cuda_graph": choice}
+        trainer = Trainer(model, sgd, **options)
+        trainer.fit(make_batches(4), 2)
+        model[0].requires_grad_(True)
+        trainer.fit(make_batches(4), 3)
+        models.append(model)
+    assert len(pools) == 2
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -130,6 +130,7 @@ def test_a_compile_that_records_graphs_keeps_whole_batches(monkeypatch):
         "CUDA out of memory. Tried to allocate 2 GiB",
         "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory",
         "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     ],
 )
 def test_errors_of_memory_are_told_from_others(text):

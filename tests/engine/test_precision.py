@@ -72,3 +72,20 @@ def test_state_survives_a_round_trip():
 def test_fp16_is_refused_where_gradients_cannot_be_scaled():
     with pytest.raises(ValueError, match="precision must be 'bf16' or 'fp32' on device 'cpu'"):
         Precision("fp16")
+
+
+def test_an_error_of_the_update_leaves_the_scaler_ready_for_the_next():
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            raise RuntimeError("CUDA out of memory")
+
+    weights, optimizers = two_optimizers()
+    precision = scaled_precision()
+    precision.backward(weights[0].sum() + weights[1].sum())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        precision.step([optimizers[0], Fails([weights[1]], lr=0.5)])
+    for weight in weights:
+        weight.grad = None
+    precision.backward(weights[0].sum() + weights[1].sum())
+    assert precision.step(optimizers)
+    assert torch.equal(weights[1], torch.tensor([0.5, 1.5]))

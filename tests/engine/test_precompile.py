@@ -96,3 +96,19 @@ def test_a_list_counts_by_its_first_batch():
     assert precompile(trainer, list(make_loader())) > 0
     with pytest.raises(ValueError, match="loader must hold at least one batch, got an empty one"):
         precompile(trainer, [])
+
+
+def test_a_short_last_batch_is_compiled_for_before_and_after_what_freezes():
+    torch._dynamo.reset()
+    trainer = make_trainer(compile="eager")
+    trainer.callbacks[0].steps = 4  # in the second epoch of three batches, the last of 4 images
+    image_set = ImageSet(
+        torch.zeros(24, 3, 8, 8, dtype=torch.uint8), torch.arange(24) % 2, ("a", "b"), "black"
+    )
+    loader = DeviceLoader(image_set, batch_size=10, transforms=[Normalize(0.5, 0.25)])
+    before = graphs()
+    precompile(trainer, loader)
+    made = graphs() - before
+    assert made == 4
+    trainer.fit(loader, 3)
+    assert graphs() - before == made
