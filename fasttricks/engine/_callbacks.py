@@ -16,6 +16,7 @@ from fasttricks.engine._checkpoint import check_savable
 from fasttricks.engine._distributed import gather, rank
 from fasttricks.engine._files import make_folder
 from fasttricks.engine._goal import Goal, way_of
+from fasttricks.engine._inputs import listed
 from fasttricks.engine._precision import all_finite
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ class Callback:
 
 def callbacks_of(callbacks: Any) -> list[Any]:
     """Return callbacks as a list; raise a TypeError unless each is one."""
-    if not isinstance(callbacks, Iterable):
-        kind = type(callbacks).__name__
-        raise TypeError(f"callbacks must be a list of Callback objects, got {kind}")
-    several = list(callbacks)
+    several = listed("callbacks", callbacks, "Callback objects")
     for one in several:
         if not isinstance(one, Callback):
             kind = f"the class {one.__name__}" if isinstance(one, type) else type(one).__name__

@@ -109,12 +109,16 @@ def optimizers_of(optimizer: Any) -> list[Optimizer]:
     return optimizers
 
 
+def listed(name: str, values: Any, of: str) -> list[Any]:
+    """Return several values as a list; raise a TypeError for one alone."""
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of {of}, got {type(values).__name__}")
+    return list(values)
+
+
 def schedulers_of(schedulers: Any) -> list[Any]:
     """Return schedulers as a list; raise a TypeError unless each has a ``step()``."""
-    if not isinstance(schedulers, Iterable):
-        kind = type(schedulers).__name__
-        raise TypeError(f"schedulers must be a list of objects with a step(), got {kind}")
-    several = list(schedulers)
+    several = listed("schedulers", schedulers, "objects with a step()")
     for one in several:
         kind = one.__name__ if isinstance(one, type) else type(one).__name__
         if isinstance(one, type) or not callable(getattr(one, "step", None)):
