@@ -126,7 +126,8 @@ def lr_range_test(
         ramp: "exponential" (default) or "linear".
         smoothing: Share of the moving average that an update leaves, 0 to 1; 0.9 by default.
         divergence: The test ends once the smoothed loss is this many times its minimum; 4. Where
-            that is not above 0, once it has risen by so many times, less one, what it had fallen.
+            a loss is not above 0, once it has risen by so many times, less one, what it had fallen
+            from the highest of its first ten.
         precision: As for ``Trainer``; "auto" by default.
 
     Returns:
@@ -201,7 +202,7 @@ def _sweep(
         corrected = average / (1 - smoothing ** len(losses))
         lowest = min(lowest, corrected)
         # A loss that may be negative, as a log-likelihood, has no zero to measure its rise from.
-        level = lowest if lowest > 0 else max(losses[0] - lowest, -lowest)
+        level = lowest if min(losses) > 0 else max(losses[:10]) - lowest
         if len(losses) > 10 and corrected - lowest > (divergence - 1) * level:
             return losses, True
     return losses, False

@@ -86,7 +86,7 @@ def plot_range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
         ImportError: If matplotlib is not installed.
     """
     if ax is None:
-        ax = new_axes()
+        ax = new_axes(figsize=(6, 4), layout="constrained")
     ax.plot(result.rates, result.losses, color="0.75", linewidth=1, label="loss")
     ax.plot(result.rates, result.smoothed, color="tab:blue", label="smoothed")
     ax.axvline(

@@ -74,6 +74,8 @@ def summarize(
     """
     check_choice("mode", mode, ("max", "min"))
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
+    if not isinstance(listed, list):
+        raise ValueError(f"values must hold one figure a run, got the single figure {listed}")
     if not listed:
         raise ValueError("values must hold at least one figure, got none")
     for value in listed:

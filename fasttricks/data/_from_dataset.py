@@ -62,7 +62,7 @@ def read_dataset(
 def class_names(dataset: Dataset, labels: Tensor) -> tuple[str, ...]:
     """The names that the data set, or what it is a part of, gives its classes, or numbers."""
     whole: object = dataset
-    while isinstance(whole, Subset):
+    while isinstance(whole, Subset) and not hasattr(whole, "classes"):
         whole = whole.dataset
     named: object = getattr(whole, "classes", None)
     if named is None and isinstance(features := getattr(whole, "features", None), Mapping):

@@ -15,13 +15,16 @@ from fasttricks._checks import check_integer
 from fasttricks.engine._checkpoint import check_savable
 from fasttricks.engine._distributed import gather, rank
 from fasttricks.engine._files import make_folder
-from fasttricks.engine._goal import Goal, way_of
+from fasttricks.engine._goal import check_target, is_reached, way_of
 from fasttricks.engine._inputs import listed
 from fasttricks.engine._precision import all_finite
 
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
     from fasttricks.engine._trainer import Trainer
+
+
+_OURS = "fasttricks."
 
 
 class Callback:
@@ -135,8 +138,9 @@ class _Watcher(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Refuse to watch a validation that there is not."""
-        if self.metric in ("val_loss", "val_accuracy") and not trainer.has_val:
+        """Refuse to watch a validation that there is not, unless a callback may make up for it."""
+        foreign = any(not type(one).__module__.startswith(_OURS) for one in trainer.callbacks)
+        if self.metric in ("val_loss", "val_accuracy") and not (trainer.has_val or foreign):
             raise ValueError(
                 f"metric must be a column that the history will have, got metric={self.metric!r} "
                 "without val; pass val=... to fit"
@@ -207,7 +211,7 @@ class EarlyStop(_Watcher):
             check_integer("patience", patience, minimum=1)
         super().__init__(metric, mode)
         if target is not None:
-            Goal(target, metric, self.mode)  # which checks it
+            check_target(target, metric)
         self.target = target
         self.patience = patience
 
@@ -223,8 +227,7 @@ class EarlyStop(_Watcher):
         """Stop if the target is reached, or patience at its end."""
         value = self._value(row)
         if self.target is not None:
-            reached = Goal(self.target, self.metric, self.mode).is_reached_by(value)
-            trainer.stop = trainer.stop or reached
+            trainer.stop = trainer.stop or is_reached(value, self.target, self.mode)
         if self.patience is not None:
             best = self._best(trainer)
             waited = trainer.epoch - (0 if best is None else best + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 
@@ -36,6 +37,8 @@ def touch_parameters(model: nn.Module) -> None:
     The gradient that nothing had asked for when it compiled would never come.
     """
     for module in model.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
         parameters = dict(module._parameters)
         module._parameters.clear()
         module._parameters.update(parameters)

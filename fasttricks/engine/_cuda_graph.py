@@ -111,6 +111,8 @@ class Graphed:
             tuple(module.training for module in self._model.modules()),
         )
         if key not in self._recordings:
+            if not self._seen[key]:
+                begin_momenta(self._optimizers)  # of what was frozen before
             self._seen[key] += 1
             if self._seen[key] <= WARMUP:
                 return self._beside(compute, images, targets)
@@ -232,8 +234,8 @@ class Graphed:
                 group["lr"] = own
                 for parameter in group["params"]:
                     _bring_step(optimizer, parameter)
-                begin_momenta(optimizer, group)
             match_layouts(optimizer)
+        begin_momenta(self._optimizers)
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], device: torch.device) -> None:

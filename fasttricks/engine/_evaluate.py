@@ -201,18 +201,31 @@ class _View:
     mirrored: bool = False  # after that
 
     def back(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
-        """Return maps [N, K, h, w] where the images themselves have them; other outputs as is.
+        """Return maps [N, K, h, w] where those of the images themselves lie; other outputs as is.
 
-        ``size`` is that of the images; a smaller map is not moved, by less than a pixel of it.
+        ``size`` is that of the images, of which a map is a scaled or a cropped one. It is moved by
+        whole pixels of its own: those of half an image's size and less stay.
         """
-        if logits.ndim != 4:
+        if logits.ndim != 4 or not _is_map(tuple(logits.shape[2:]), size):
             return logits
         if self.mirrored:
             logits = logits.flip(-1)
-        if self.moved and logits.shape[2:] == size:
-            padded = F.pad(logits, (1, 1, 1, 1), "replicate")
-            logits = padded[..., 2:, 2:] if self.moved > 0 else padded[..., :-2, :-2]
+        down, right = (
+            round(side / full) for side, full in zip(logits.shape[2:], size, strict=True)
+        )
+        if self.moved and min(down, right) > 0:
+            padded = F.pad(logits, (right, right, down, down), "replicate")
+            if self.moved > 0:
+                return padded[..., 2 * down :, 2 * right :]
+            return padded[..., : -2 * down, : -2 * right]
         return logits
+
+
+def _is_map(size: tuple[int, ...], of: tuple[int, ...]) -> bool:
+    """Whether one size is that of the other scaled, or with as much cut off on all sides."""
+    (h, w), (height, width) = size, of
+    scaled = abs(h * width - w * height) <= max(height, width)
+    return scaled or abs((height - h) - (width - w)) <= 1
 
 
 @dataclass(frozen=True)

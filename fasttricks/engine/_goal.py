@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from fasttricks._checks import check_choice, check_number
-
-_SHARES = ("accuracy", "val_accuracy")
 
 
 def way_of(metric: str, mode: str | None) -> str:
@@ -17,26 +13,16 @@ def way_of(metric: str, mode: str | None) -> str:
     return mode
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A value of a metric that is to be reached, from below or from above.
+def check_target(target: float, metric: str) -> None:
+    """Raise a ValueError unless a metric can have this value."""
+    check_number("target", target)
+    if metric in ("accuracy", "val_accuracy") and not 0 <= target <= 1:
+        raise ValueError(
+            f"target must be between 0 and 1 for {metric}, got target={target}; "
+            f"{target:g} % are {target / 100:g}"
+        )
 
-    Raises:
-        ValueError: If the target is out of the metric's range, or no finite number.
-    """
 
-    target: float
-    metric: str
-    mode: str
-
-    def __post_init__(self) -> None:
-        check_number("target", self.target)
-        if self.metric in _SHARES and self.target > 1:
-            raise ValueError(
-                f"target must be between 0 and 1 for {self.metric}, got target={self.target}; "
-                f"{self.target:g} % are {self.target / 100:g}"
-            )
-
-    def is_reached_by(self, value: float) -> bool:
-        """Whether a value is at the target or beyond; NaN never is."""
-        return value >= self.target if self.mode == "max" else value <= self.target
+def is_reached(value: float, target: float, mode: str) -> bool:
+    """Whether a value is at the target or beyond; NaN never is."""
+    return value >= target if mode == "max" else value <= target

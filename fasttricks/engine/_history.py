@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from fasttricks.engine._files import replacing, without_nonfinite, write_json
-from fasttricks.engine._goal import Goal, way_of
+from fasttricks.engine._goal import check_target, is_reached, way_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +79,7 @@ class History:
 
         Raises:
             KeyError: If no row has this column.
-            ValueError: If ``mode`` is unknown, or the target out of the metric's range.
+            ValueError: If ``mode`` is unknown, or the target no value of the metric.
 
         Example:
             >>> history = History()
@@ -86,9 +88,10 @@ class History:
             >>> history.first(0.94)["train_seconds"]
             41.0
         """
-        goal = Goal(target, metric, way_of(metric, mode))
+        check_target(target, metric)
+        mode = way_of(metric, mode)
         for row, value in zip(self.rows, self[metric], strict=True):
-            if value is not None and goal.is_reached_by(value):
+            if value is not None and is_reached(value, target, mode):
                 return row
         return None
 
@@ -126,3 +129,25 @@ class History:
         from fasttricks.plots import plot_history
 
         return plot_history(self, x=x)
+
+
+def keep_numbers(row: dict[str, Any], callback: object) -> None:
+    """Turn what a callback added to a row into numbers; raise if it is none.
+
+    Raises:
+        TypeError: If it is no number, nor a tensor or an array of one.
+    """
+    for name, value in list(row.items()):
+        if type(value) in (int, float):
+            continue
+        if isinstance(value, int | float) or getattr(value, "size", None) == 1:
+            row[name] = float(value)
+            continue
+        if isinstance(value, Tensor) and value.numel() == 1:
+            row[name] = value.item()
+            continue
+        del row[name]
+        raise TypeError(
+            f"{type(callback).__name__} must add numbers to the row of an epoch, got "
+            f"{name}={value!r}"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -149,10 +150,12 @@ def check_schedule(lr: object) -> None:
     """Raise a TypeError unless ``lr`` is a schedule."""
     if isinstance(lr, Schedule):
         return
-    if isinstance(lr, int | float):
-        hint = f"a rate is the optimizer's, or constant({lr})"
+    if isinstance(lr, Real):
+        hint = f"a rate is the optimizer's, or constant({lr:g})"
+    elif isinstance(lr, list | tuple):
+        hint = "one a group goes into schedulers=[ScheduledGroups(optimizer, {'lr': [...]})]"
     else:
-        hint = "a scheduler goes into schedulers=[...]" if hasattr(lr, "step") else "see schedules"
+        hint = "a scheduler goes into schedulers=[...]"
     raise TypeError(f"lr must be a Schedule such as one_cycle(0.4, 1000), got lr={lr!r}; {hint}")
 
 

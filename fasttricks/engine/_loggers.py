@@ -59,7 +59,10 @@ class JSONLines(Callback):
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Make the folder, or refuse what could not be written."""
-        make_folder(self.path.parent, name="path")
+        if not self.path.exists():
+            make_folder(self.path.parent, name="path")
+        elif not os.access(self.path, os.W_OK):
+            raise ValueError(f"path must be a file that can be written to, got {self.path}")
 
     @override
     def on_epoch_end(self, trainer: Trainer, row: dict[str, Value]) -> None:

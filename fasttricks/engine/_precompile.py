@@ -34,8 +34,7 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     by a short last batch, with what ``FreezeAfter`` leaves to train at the first and at the last
     update of each; of another loader for its first batch. More than eight of these in all are
     beyond ``torch._dynamo.config.recompile_limit`` (``cache_size_limit`` in torch 2.6): raise it.
-    Without either switch it warms caches
-    and libraries.
+    Without either switch it warms caches and libraries.
 
     With ``cuda_graph="step"`` the states of Muon, SGD, Adam and AdamW are there afterwards and hold
     zeros, as they would begin; the updates of others are recorded once more in training.

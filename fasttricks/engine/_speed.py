@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_positive
 from fasttricks.engine._batch_loss import with_reduction
-from fasttricks.engine._optimizer_state import begin_momenta
 
 RECORDING = ("reduce-overhead", "max-autotune", "cudagraphs")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -64,7 +63,6 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
             if group.get("foreach") or group.get("differentiable"):
                 raise ValueError(f"fused=True must not meet foreach or differentiable in {name}")
             group["fused"], group["foreach"] = True, False
-            begin_momenta(optimizer, group)
         optimizer.defaults |= {"fused": True, "foreach": False}
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._lists import parameters_of
@@ -24,12 +25,11 @@ _FADED = 0.01
 def warn_of_rates(optimizers: Sequence[Optimizer], level: int) -> None:
     """Warn if groups of one optimizer have rates of their own, which one schedule would end."""
     for optimizer in optimizers:
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [f"{float(group['lr']):g}" for group in optimizer.param_groups]
         if len(set(rates)) > 1:
-            shown = ", ".join(f"{rate:g}" for rate in rates)
             _warn(
-                f"lr sets one rate in all groups of {type(optimizer).__name__}, which had {shown}; "
-                "for a schedule a group pass "
+                f"lr sets one rate in all groups of {type(optimizer).__name__}, which had "
+                f"{', '.join(rates)}; for a schedule a group pass "
                 "schedulers=[ScheduledGroups(optimizer, {'lr': [...]})]",
                 level,
             )
@@ -38,14 +38,12 @@ def warn_of_rates(optimizers: Sequence[Optimizer], level: int) -> None:
 def warn_before_fit(trainer: Trainer, train: object, level: int) -> None:
     """Warn of parameters that nothing trains, and of schedules and sizes that are used up."""
     _warn_of_untrained(trainer, level + 1)
-    for scheduler in trainer.schedulers:
-        if isinstance(scheduler, ScheduledGroups):
-            _warn_of_schedule(scheduler, trainer.total_steps - trainer.batches_done, level + 1)
+    _warn_of_schedules(trainer, level + 1)
     epoch, starts = getattr(train, "epoch", 0), getattr(train, "size_starts", ())
     if not trainer.history.rows and any(0 < start <= epoch for start in starts):
         _warn(
-            f"train stands at its epoch {epoch}, past sizes of its ProgressiveResize, and the "
-            "trainer at its first; call train.set_epoch(0) to begin anew",
+            f"train stands at its epoch {epoch}, where the images of its ProgressiveResize have "
+            "changed their size already; for a run from the beginning call train.set_epoch(0)",
             level,
         )
 
@@ -53,38 +51,56 @@ def warn_before_fit(trainer: Trainer, train: object, level: int) -> None:
 def _warn_of_untrained(trainer: Trainer, level: int) -> None:
     """Warn of layers of which no optimizer holds a parameter; a single one may be left out."""
     trained = set(parameters_of(trainer.optimizers))
+    both = with_loss(trainer.model, trainer.loss)
+    averages = [module for module in both.modules() if isinstance(module, AveragedModel)]
+    others = {module for average in averages for module in average.modules()}
     left = []
-    for name, module in with_loss(trainer.model, trainer.loss).named_modules():
+    for name, module in both.named_modules():
         own = [one for one in module.parameters(recurse=False) if one.requires_grad]
-        if own and trained.isdisjoint(own):
+        if own and trained.isdisjoint(own) and module not in others:
             left.append(name.partition(".")[2] or type(module).__name__)
     if left:
         names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
         _warn(
-            f"no optimizer holds the parameters of {names}, which stay as they are; make the "
-            "optimizer after the last change of the model, or call requires_grad_(False) on what "
-            "is not to train",
+            f"no optimizer holds the parameters of {names}, which this run does not train; make "
+            "the optimizer after the last change of the model, or call requires_grad_(False) on "
+            "what is not to train, which saves its gradients too",
             level,
         )
 
 
-def _warn_of_schedule(scheduler: ScheduledGroups, updates: int, level: int) -> None:
-    """Warn if the rates have faded well before the run ends."""
-    given = scheduler.schedules.get("lr")
-    total = getattr(scheduler, "total_steps", None)
-    end = scheduler.last_epoch + updates
-    if given is None or total is None or end <= total + total // 50:
-        return
-    steps = torch.arange(total, dtype=torch.float64)
-    rates = [one(steps) for one in ([given] if isinstance(given, Schedule) else given)]
-    if all(float(one[-1]) < _FADED * float(one.max()) for one in rates):
-        last = max(float(one[-1]) for one in rates)
+def _warn_of_schedules(trainer: Trainer, level: int) -> None:
+    """Warn if the rates of all optimizers have faded well before the run ends."""
+    ours = [one for one in trainer.schedulers if isinstance(one, ScheduledGroups)]
+    by_optimizer = {one.optimizer: one for one in ours if "lr" in one.schedules}
+    ends = []
+    for optimizer in trainer.optimizers:
+        scheduler = by_optimizer.get(optimizer)
+        length = None if scheduler is None else _faded_after(scheduler.schedules["lr"])
+        if scheduler is None or length is None:
+            return
+        end = scheduler.last_epoch + trainer.total_steps - trainer.batches_done
+        ends.append((length, end, end - max(length, scheduler.last_epoch)))
+    length, end, left = max(ends)
+    if end > length + length // 50:
         _warn(
-            f"the schedule of lr ends with update {total}, and the run with update {end}: the "
-            f"last {end - max(total, scheduler.last_epoch)} would train at lr={last:g}; make it "
-            "epochs * len(train) long, and a new trainer for a new run",
+            f"the schedule of lr ends with update {length}, and the run with update {end}: the "
+            f"last {left} would train at next to nothing; make it epochs * len(train) long, and a "
+            "new trainer for a new run",
             level,
         )
+
+
+def _faded_after(given: Schedule | Sequence[Schedule]) -> int | None:
+    """Return after how many updates all rates have faded to a hundredth; None if they never do."""
+    schedules = [given] if isinstance(given, Schedule) else list(given)
+    lengths = [one.length for one in schedules]
+    known = [length for length in lengths if length is not None]
+    if len(known) < len(lengths):
+        return None
+    steps = torch.arange(max(known), dtype=torch.float64)
+    rates = [one(steps) for one in schedules]
+    return max(known) if all(one[-1] < _FADED * one.max() for one in rates) else None
 
 
 def _warn(text: str, level: int) -> None:

@@ -45,7 +45,7 @@ from fasttricks.engine._distributed import (
 )
 from fasttricks.engine._evaluate import Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
-from fasttricks.engine._history import History, Value
+from fasttricks.engine._history import History, Value, keep_numbers
 from fasttricks.engine._inputs import (
     check_batch,
     check_batches,
@@ -57,7 +57,7 @@ from fasttricks.engine._inputs import (
     use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
-from fasttricks.engine._optimizer_state import match_layouts
+from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
 from fasttricks.engine._precision import (
     Precision,
     all_finite,
@@ -222,7 +222,7 @@ class Trainer:
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
         self.nonfinite, self.oom = nonfinite, oom
-        self.compile, self.tf32 = compile, tf32
+        self.compile, self.fused, self.tf32 = compile, fused, tf32
         if tf32:
             check_tf32(self.device)
         if fused:
@@ -266,9 +266,10 @@ class Trainer:
         self.epoch_lr: float | Tensor = self.lr
         self.epochs: float = 0
         self.total_steps = self.steps_per_epoch = self.batches_done = 0
-        self.batch_loss = torch.tensor(math.nan)
+        self.batch_loss = torch.tensor(math.nan, device=self.device)
         self.has_val = False
         self.stop = False
+        self._given = torch.float32  # the dtype of the last images
         self._stops = False  # what the processes have agreed on
         self._loaders: tuple[object, ...] = ()  # those whose place a checkpoint can keep now
         self.last_checkpoint: Path | None = None
@@ -324,6 +325,8 @@ class Trainer:
             self.totals.add(*part)
         if world_size() > 1:
             self.totals.add_fault(loss)
+        if self.fused:
+            begin_momenta(self.optimizers)
         if self._gradients.updates or self.precision.step(self.optimizers, max_norm=self.grad_clip):
             self.step_count += 1
             for scheduler in self.schedulers:
@@ -480,8 +483,9 @@ class Trainer:
 
         Args:
             path: The folder of a checkpoint, or one that holds several, of which the latest counts.
-            allow_changes: Whether schedules may be others than the saved ones, such as longer ones
-                to go on with a run that is over; they hold from the saved place on.
+            allow_changes: Whether ``lr`` and other ``ScheduledGroups`` may have other schedules
+                than the saved ones, such as longer ones to go on with a run that is over; they hold
+                from the saved place on. Schedulers of torch become what they were.
 
         Raises:
             ValueError: If there is none, or it is damaged or of another model or optimizer, or of
@@ -578,6 +582,7 @@ class Trainer:
         try:
             for callback in self.callbacks:
                 callback.on_epoch_end(self, row)
+                keep_numbers(row, callback)
         finally:
             self._loaders = ()
         self._agree()
@@ -628,7 +633,7 @@ class Trainer:
                 "The trainer computes in channels_last: call reshape or flatten in place of view "
                 "in the model, or pass channels_last=False"
             )
-        elif "unsigned char" in text or "ByteTensor" in text:
+        elif self._given == torch.uint8 and ("unsigned char" in text or "ByteTensor" in text):
             hint = "The images are uint8: give the loader a Normalize, or scale them in the model"
         else:
             return
@@ -648,6 +653,7 @@ class Trainer:
         return self._images_moved(images), self._moved(targets)
 
     def _images_moved(self, images: Tensor) -> Tensor:
+        self._given = images.dtype
         return self._moved(
             images, self.memory_format if images.ndim == 4 else torch.preserve_format
         )

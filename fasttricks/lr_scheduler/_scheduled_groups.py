@@ -258,7 +258,7 @@ class ScheduledGroups(LRScheduler):
             if old != new:
                 raise ValueError(
                     f"{name} must be the saved one, got {name}={new} and saved {name}={old}; "
-                    "allow it by allow_changes=True, of load_state_dict or of Trainer.load"
+                    "allow it by allow_changes=True, which Trainer.load takes too"
                 )
 
 

@@ -65,6 +65,12 @@ def test_arrays_tensors_and_iterators_of_figures_will_do(kind):
         summarize(kind([]))
 
 
+@pytest.mark.parametrize("value", [np.array(94.0), torch.tensor(0.0)])
+def test_one_figure_is_no_runs(value):
+    with pytest.raises(ValueError, match="one figure a run, got the single figure"):
+        summarize(value)
+
+
 def test_a_run_that_did_not_get_there_is_no_figure():
     with pytest.raises((TypeError, ValueError), match="values must be"):
         summarize([10.0, None])

@@ -378,6 +378,8 @@ def test_a_part_of_a_set_keeps_the_names_of_the_whole():
     pairs = pictures("RGB", "RGB", "RGB")
     part = Subset(Subset(pairs, [0, 2]), [1])
     assert ImageSet.from_dataset(part).classes == ("cat", "dog", "owl")
+    part.classes = ["tabby"]  # of its own
+    assert ImageSet.from_dataset(part).classes == ("tabby",)
 
 
 def test_pictures_are_turned_as_their_exif_says_grey_or_not(tmp_path):

@@ -7,6 +7,7 @@ import math
 import sys
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -296,20 +297,64 @@ def test_a_percentage_is_no_accuracy():
         with pytest.raises(ValueError, match="between 0 and 1 .* got target=60; 60 % are 0.6"):
             EarlyStop(target=60, metric=metric)
     EarlyStop(target=60, metric="f1_percent")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        EarlyStop(target=-1)
 
 
 @pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
 def test_what_no_validation_gives_is_missed_before_the_first_update(tmp_path, metric):
     for callback in (EarlyStop(patience=1, metric=metric), KeepBest(tmp_path, metric=metric)):
-        steps = []
-
-        class Count(Callback):
-            def on_step_end(self, trainer, steps=steps):
-                steps.append(trainer.step_count)
-
+        model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        trainer = Trainer(model, sgd, precision="fp32", callbacks=[callback])
         with pytest.raises(ValueError, match=f"got metric='{metric}' without val; pass val="):
-            fit(callback, Count())
-        assert not steps
+            trainer.fit([(torch.zeros(4, 1, 2, 2), torch.zeros(4).long())], 1)
+        assert trainer.step_count == 0
+
+
+def test_a_callback_may_give_what_the_validation_would(tmp_path):
+    class Validates(Callback):
+        def on_epoch_end(self, trainer, row):
+            row["val_accuracy"] = 0.5
+
+    trainer = fit(Validates(), EarlyStop(target=0.4), KeepBest(tmp_path / "best"), epochs=3)
+    assert trainer.history["val_accuracy"] == [0.5]
+    assert (tmp_path / "best").is_dir()
+
+
+@pytest.mark.parametrize(
+    "value", [torch.tensor(1.5), torch.tensor([1.5]), np.float32(1.5), np.array(1.5), 1.5]
+)
+def test_what_a_callback_adds_becomes_a_number(tmp_path, value):
+    class Adds(Callback):
+        def on_epoch_end(self, trainer, row):
+            row["mine"] = value
+
+    trainer = fit(Adds(), JSONLines(tmp_path / "log"), epochs=1)
+    assert type(trainer.history["mine"][0]) is float
+    assert lines(tmp_path / "log")[0]["mine"] == 1.5
+    trainer.history.to_json(tmp_path / "h.json")
+
+
+@pytest.mark.parametrize("value", ["good", None, torch.ones(2), [1.0]])
+def test_what_is_no_number_is_refused_by_the_callbacks_name(value):
+    class Adds(Callback):
+        def on_epoch_end(self, trainer, row):
+            row["mine"] = value
+
+    with pytest.raises(TypeError, match="Adds must add numbers to the row of an epoch, got mine="):
+        fit(Adds(), epochs=1)
+
+
+def test_a_log_is_written_wherever_it_can_be(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.touch()
+    tmp_path.chmod(0o555)
+    try:
+        fit(JSONLines(log), JSONLines("/dev/null"), epochs=1)
+    finally:
+        tmp_path.chmod(0o755)
+    assert len(lines(log)) == 1
 
 
 def test_places_that_cannot_be_written_are_named_before_the_first_update(tmp_path):

@@ -901,7 +901,7 @@ def test_a_run_that_is_over_goes_on_by_a_longer_schedule(tmp_path):
     trainer_of(2).fit(make_loader(), 2, checkpoints=tmp_path / "short")
     longer = trainer_of(4)
     with pytest.raises(
-        ValueError, match=r"total_steps=6; allow it by allow_changes=True, of .*load"
+        ValueError, match=r"total_steps=6; allow it by allow_changes=True, which .*load"
     ):
         longer.load(tmp_path / "short")
     with pytest.raises(ValueError, match="allow_changes=True"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from random_batches import make_batches
@@ -59,6 +61,15 @@ def test_it_compiles_once_more_for_that_and_never_else():
     assert counters["stats"]["unique_graphs"] - before == made + 1
     trainer.fit(BATCHES, 2)
     assert counters["stats"]["unique_graphs"] - before == made + 1
+
+
+def test_a_scripted_part_is_left_alone():
+    model = Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        model.head = torch.jit.script(model.head)
+    touch_parameters(model)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 5)
 
 
 def test_touching_changes_neither_the_parameters_nor_their_order():

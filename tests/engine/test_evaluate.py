@@ -36,6 +36,17 @@ def moved(image, dy, dx):
     return out
 
 
+class Still(nn.Module):
+    """A layer, and a parameter that says where it is."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.own = layer, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 VIEWS = {
     "none": [(1, 0, False)],
     "mirror": [(0.5, 0, False), (0.5, 0, True)],
@@ -324,6 +335,26 @@ def test_views_of_one_result_a_pixel_are_put_back_into_place(tta, share):
     assert torch.allclose(views[..., 1:-1, 1:-1], plain[..., 1:-1, 1:-1], atol=1e-6)
     if tta in ("none", "mirror"):
         assert torch.allclose(views, plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", VIEWS)
+@pytest.mark.parametrize(
+    ("model", "edge"),
+    [
+        (nn.AvgPool2d(3, stride=1), 1),
+        (nn.Upsample(scale_factor=2), 2),
+        (nn.Upsample(scale_factor=(2, 1)), 0),
+    ],
+)
+def test_maps_of_other_sizes_are_put_back_by_their_own_pixels(model, edge, tta):
+    images = make_images()
+    plain, views = predict(Still(model), [images]), predict(Still(model), [images], tta=tta)
+    inner = (..., slice(edge, -edge), slice(edge, -edge)) if edge else (0, 0, 0, 0)
+    if edge:
+        assert torch.allclose(views[inner], plain[inner], atol=1e-6)
+    elif tta == "mirror":  # neither scaled nor cropped: no map, and averaged as it is
+        mirrored = predict(Still(model), [images.flip(-1)])
+        assert torch.allclose(views, (plain + mirrored) / 2, atol=1e-6)
 
 
 def test_smaller_maps_are_turned_back_and_one_result_an_image_stays():

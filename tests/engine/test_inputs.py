@@ -65,6 +65,7 @@ OPTIONS = [
     ({"callbacks": [Callback]}, TypeError, "Callback objects, got the class Callback"),
     ({"lr": 0.1}, TypeError, r"lr must be a Schedule .* got lr=0.1; .* or constant\(0.1\)"),
     ({"lr": SimpleNamespace(step=1)}, TypeError, r"a scheduler goes into schedulers=\["),
+    ({"lr": [constant(0.1)]}, TypeError, r"one a group goes into schedulers=\[ScheduledGroups\("),
     ({"model": nn.Conv3d(3, 4, 3)}, ValueError, "channels_last must be False for Conv3d, whose"),
     ({"precision": 16}, TypeError, "one of 'auto', .* or a Precision, got precision=16"),
 ]

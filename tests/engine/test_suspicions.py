@@ -37,7 +37,7 @@ def test_a_layer_that_came_after_the_optimizer_is_named():
 
 def test_an_optimizer_of_another_model_is_named():
     other = torch.optim.SGD(make_model().parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match=r"parameters of 0, 2, which stay"):
+    with pytest.warns(UserWarning, match=r"parameters of 0, 2, which this run"):
         trainer_of(make_model(), other).fit(BATCHES, 1)
 
 
@@ -142,3 +142,44 @@ def test_a_second_trainer_on_a_loader_that_has_grown_is_named():
         trainer_of(network()).fit(growing, 1)
     growing.set_epoch(0)
     trainer_of(network()).fit(growing, 1)
+
+
+def test_an_optimizer_that_ends_early_beside_one_that_goes_on_is_none_to_warn_of():
+    model = make_model()
+    early = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    late = torch.optim.SGD(model[2].parameters(), lr=0.1)
+
+    def schedulers(last):
+        return [
+            ScheduledGroups(early, {"lr": linear(0.1, 0.0, total_steps=3)}),
+            ScheduledGroups(late, {"lr": linear(0.1, 0.0, total_steps=last)}),
+        ]
+
+    trainer_of(model, [early, late], schedulers=schedulers(10)).fit(BATCHES, 2)
+    trainer_of(model, [early, late], schedulers=schedulers(10)[:1]).fit(BATCHES, 2)
+    with pytest.warns(UserWarning, match="ends with update 4, and the run with update 10"):
+        trainer_of(model, [early, late], schedulers=schedulers(4)).fit(BATCHES, 2)
+
+
+def test_a_rate_that_ends_before_the_momentum_does_is_named():
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedules = {
+        "lr": linear(0.1, 0.0, total_steps=5),
+        "momentum": linear(0.9, 0.8, total_steps=10),
+    }
+    with pytest.warns(UserWarning, match="ends with update 5, and the run with update 10"):
+        trainer_of(model, sgd, schedulers=[ScheduledGroups(sgd, schedules)]).fit(BATCHES, 2)
+
+
+def test_an_average_within_the_loss_is_not_to_train():
+    class Distills(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.teacher = torch.optim.swa_utils.AveragedModel(model)
+
+        def forward(self, outputs, targets):
+            return nn.functional.cross_entropy(outputs, targets)
+
+    model = make_model()
+    trainer_of(model, loss=Distills(model)).fit(BATCHES, 1)
