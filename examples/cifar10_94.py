@@ -52,14 +52,15 @@ def speedrun(
     cutout: float = 0.0,
     move: float = 1 / 16,
     muon_lr: float = 0.2255,
+    grow: tuple[float, float] = (0.36, 0.64),
     **network: tuple[int, ...],
 ) -> Training:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
     train, some, epochs, batch = plan.train, plan.some, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
-    grow = {0: 0.75, round(0.36 * epochs): 0.875, round(0.64 * epochs): 1.0}
+    parts = {0: 0.75, round(grow[0] * epochs): 0.875, round(grow[1] * epochs): 1.0}
     side = min(train.image_size)
-    sizes = {epoch: max(min(side, 24), round(part * side)) for epoch, part in grow.items()}
+    sizes = {epoch: max(min(side, 24), round(part * side)) for epoch, part in parts.items()}
     loader = plan.loader(
         ft.RandomTranslate(max(1, round(move * side)), mode="reflect"),
         *([ft.AlternatingFlip()] if plan.flips else []),
@@ -204,8 +205,7 @@ def run(args: argparse.Namespace) -> None:
     records = []
     for seed in range(args.seed, args.seed + args.runs):
         rest = (device, seed, target, args.resume, switches)
-        some = _shared.to_whiten_by(train, seed)
-        plan = Plan(train, some, flips, epochs, batch_size, *rest)
+        plan = Plan(train, _shared.to_whiten_by(train, seed), flips, epochs, batch_size, *rest)
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)

@@ -66,13 +66,13 @@ class WinogradConv2d(nn.Conv2d):
 
     Where GCC is found (``$CXX``, or else ``g++``; on Linux), it compiles passes of our own for the
     transforms, once in a process, in some seconds, for larger tiles in bf16 and much less time.
-    Without it, or with ``FASTTRICKS_NATIVE=0`` in the environment, torch's operations do the same;
-    in bf16 they round by 2 %, and maps may be 16 pixels wide.
+    Without it, or with ``FASTTRICKS_NATIVE=0`` in the environment, torch's operations do the same,
+    in bf16 on maps of up to 16 pixels, with a rounding of 2 %, in fp32 on maps of up to 32.
 
     In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
-    halve the multiplications or wider than 32 pixels, and where torch was told to round the
-    products of fp32 matrices (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has
-    no second derivative, and neither ``torch.func`` nor ``make_fx`` can take it.
+    halve the multiplications, and where torch was told to round the products of fp32 matrices
+    (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has no second derivative, and
+    neither ``torch.func`` nor ``make_fx`` can take it.
 
     Args:
         in_channels: C, at least 1.

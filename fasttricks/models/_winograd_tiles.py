@@ -40,7 +40,7 @@ _MANY_BITS = {
     8: (0.4, -0.4, 0.75, -0.75, 1.0, -1.0, 4 / 3, -4 / 3, 0.0),
 }
 
-# A transform's matrix grows with the width, a dense one (that of a whole strip) with its square.
+# For torch's products, whose matrix grows with the width, a dense one (of a strip) with its square.
 _WIDEST, _WIDEST_DENSE = 32, 16
 
 Size = tuple[int, int]
@@ -63,7 +63,7 @@ def best_tile(read: Size, written: Size, way: Way) -> int | None:
         way: How to compute.
     """
     rows, columns = written
-    if columns > (_WIDEST_DENSE if way.is_dense else _WIDEST):
+    if not way.native and columns > (_WIDEST_DENSE if way.is_dense else _WIDEST):
         return None
     costs = {}
     for m in points_for(way):

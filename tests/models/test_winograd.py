@@ -128,6 +128,7 @@ def test_only_our_own_pass_halves():
         ((2, 2), None, 2, 2),
         ((32, 16), 4, 6, 8),
         ((16, 17), None, 6, 6),  # too wide for a dense matrix
+        ((32, 32), None, 6, 8),
     ],
 )
 def test_the_tile_with_the_fewest_multiplications_is_taken(shape, bf16, native, fp32):
@@ -142,6 +143,13 @@ def test_the_tile_with_the_fewest_multiplications_is_taken(shape, bf16, native, 
             count = sum(s.points for s in strips(m, shape, shape, way)) * -(-shape[1] // m)
             assert count < 4.5 * shape[0] * shape[1]
             assert m in points_for(way)
+
+
+def test_only_our_own_passes_take_maps_of_any_width():
+    for dtype in (torch.float32, torch.bfloat16):
+        for size in ((33, 33), (63, 64), (7, 224)):
+            assert best_tile(size, size, Way(dtype)) is None
+            assert best_tile(size, size, NATIVE[dtype]) in points_for(NATIVE[dtype])
 
 
 def test_a_smaller_output_is_compared_with_the_whole_direct_one():
@@ -420,7 +428,15 @@ def both(channels=128):
         *[(size, False, 0.026) for size in (3, 6, 7, 12)],
         *[
             pytest.param(size, True, most, marks=pytest.mark.native)
-            for size, most in ((2, 0.01), (3, 0.012), (5, 0.05), (6, 0.11), (7, 0.02), (12, 0.1))
+            for size, most in (
+                (2, 0.01),
+                (3, 0.012),
+                (5, 0.05),
+                (6, 0.11),
+                (7, 0.02),
+                (12, 0.1),
+                (47, 0.11),
+            )
         ],
     ],
 )
@@ -442,7 +458,9 @@ def test_in_bf16_it_is_near_torchs_and_another_way(size, native, most, monkeypat
         assert (found - expected).norm() < most * expected.norm()
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 6, 7, 11, 14, 15])
+@pytest.mark.parametrize(
+    "size", [2, 3, 5, 6, 7, 11, 14, 15, pytest.param(47, marks=pytest.mark.native)]
+)
 def test_in_fp32_it_is_torchs_to_four_digits_and_another_way(size):
     plain, fast = both()
     x, grad = draw(4, 128, size, size).float(), draw(4, 128, size, size, seed=2).float()
@@ -530,7 +548,8 @@ def test_elsewhere_it_is_torchs_convolution(why, monkeypatch):
 @pytest.mark.parametrize(
     "why", ["evaluation", "no gradients", "frozen", "empty", "one pixel", "bf16", "wide", "rounded"]
 )
-def test_elsewhere_it_is_torchs_convolution_without_autocast(why):
+def test_elsewhere_it_is_torchs_convolution_without_autocast(why, monkeypatch):
+    monkeypatch.setattr("fasttricks.models._winograd.way_for", Way)  # ours takes any width
     plain, fast, x = elsewhere(why)
     before = torch.get_float32_matmul_precision()
     try:
