@@ -1,4 +1,4 @@
-"""What the examples share: the command line, the data with its stand-in, the article's loader."""
+"""What the examples share: the command line, the data with its stand-in, a recipe's plan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -134,6 +135,30 @@ def show_loading(done: int, total: int, what: str) -> None:
     """Show on a terminal how far reading has come."""
     if sys.stdout.isatty():
         print(f"\r{what} {done:,}/{total:,}", end="\n" if done == total else "", flush=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe needs to know: the data, and the settings of this run."""
+
+    train: ft.ImageSet
+    some: ft.ImageSet  # of them, 5,000 at most, to whiten by
+    flips: bool
+    epochs: float
+    batch_size: int
+    device: str
+    seed: int
+    target: float
+    resume: bool
+    switches: dict[str, Any]  # what the Trainer is told of how to compute
+
+    def loader(self, *transforms: ft.Transform[Any], share: float = 1.0) -> ft.DeviceLoader:
+        """Return the loader of shuffled, augmented, whole batches, of a share by its losses."""
+        own: dict[str, Any] = {"seed": self.seed, "device": self.device, "transforms": transforms}
+        if share < 1:
+            return ft.PrunedLoader(self.train, batch_size=self.batch_size, share=share, **own)
+        own |= {"shuffle": True, "drop_last": True}
+        return ft.DeviceLoader(self.train, batch_size=self.batch_size, **own)
 
 
 def article_loader(

@@ -18,32 +18,11 @@ from typing import Any
 
 import _shared
 import torch
-from _shared import DIGITS, Parser, article_loader, check, choose_device, errors_in_one_line, load
+from _shared import DIGITS, Plan, article_loader, check, choose_device, load
 
 import fasttricks as ft
 
 Training = tuple[ft.Trainer, ft.DeviceLoader, float]  # and the seconds of whitening
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a recipe needs to know: the data, and the settings of this run."""
-
-    train: ft.ImageSet
-    some: ft.ImageSet  # of them, 5,000 at most, to whiten by
-    flips: bool
-    epochs: float
-    batch_size: int
-    device: str
-    seed: int
-    target: float
-    resume: bool
-    switches: dict[str, Any]  # what the Trainer is told of how to compute
-
-    def loader(self, *transforms: ft.Transform) -> ft.DeviceLoader:
-        """Return the loader of shuffled, augmented, whole batches."""
-        own = {"shuffle": True, "drop_last": True, "seed": self.seed, "device": self.device}
-        return ft.DeviceLoader(self.train, batch_size=self.batch_size, transforms=transforms, **own)
 
 
 def speedrun(
@@ -51,6 +30,7 @@ def speedrun(
     *,
     cutout: float = 0.0,
     move: float = 1 / 16,
+    share: float = 1.0,
     muon_lr: float = 0.2255,
     grow: tuple[float, float] = (0.36, 0.64),
     **network: tuple[int, ...],
@@ -68,6 +48,7 @@ def speedrun(
         ft.RandomIntensity(shift=0.14, scale=0.13),
         *([ft.Cutout(max(1, round(cutout * side)))] if cutout else []),
         *([ft.ProgressiveResize(sizes)] if epochs >= 3 and max(train.image_size) == side else []),
+        share=share,
     )
     steps = max(1, round(epochs * len(loader)))
     options: dict[str, Any] = {"act": "silu", "whiten_act": "gelu", "batch_norm_momentum": 0.2}
@@ -224,7 +205,7 @@ def defaults(setting: str) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = Parser(__doc__, output="runs/<recipe>-<time>")
+    parser = _shared.Parser(__doc__, output="runs/<recipe>-<time>")
     add = parser.add_argument
     add("--recipe", choices=RECIPES, default="speedrun", help="what to train (default: speedrun)")
     add("--epochs", type=float, help="passes over the training images, may be a fraction "
@@ -245,5 +226,5 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with _shared.errors_in_one_line():
         run(parse_arguments())

@@ -21,6 +21,7 @@ from fasttricks.data import (
     DataUnavailableError,
     DeviceLoader,
     ImageSet,
+    PrunedLoader,
     load_data,
     read_digits,
 )
@@ -152,6 +153,7 @@ __all__ = [
     "Precision",
     "Progress",
     "ProgressiveResize",
+    "PrunedLoader",
     "RandomErasing",
     "RandomHorizontalFlip",
     "RandomIntensity",

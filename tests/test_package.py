@@ -47,6 +47,7 @@ PUBLIC_NAMES = {
     "Progress",
     "RangeTest",
     "ProgressiveResize",
+    "PrunedLoader",
     "RandomErasing",
     "RandomHorizontalFlip",
     "RandomIntensity",
@@ -132,6 +133,7 @@ PUBLIC_NAMES = {
 
 # Ground floor first: a room imports only from itself and from those before it.
 ROOMS = (
+    "_axes",
     "_checks",
     "_hardware",
     "_native",

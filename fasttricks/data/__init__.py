@@ -1,4 +1,4 @@
-"""From files to batches: ``load_data`` and ``read_digits``, ``ImageSet``, ``DeviceLoader``."""
+"""From files to batches: ``load_data`` and ``read_digits``, ``ImageSet``, and the loaders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fasttricks.data._digits import read_digits
 from fasttricks.data._errors import DataError, DataNotFoundError, DataUnavailableError
 from fasttricks.data._image_set import ImageSet
 from fasttricks.data._load import load_data
+from fasttricks.data._pruned_loader import PrunedLoader
 
 __all__ = [
     "DataError",
@@ -14,6 +15,7 @@ __all__ = [
     "DataUnavailableError",
     "DeviceLoader",
     "ImageSet",
+    "PrunedLoader",
     "load_data",
     "read_digits",
 ]

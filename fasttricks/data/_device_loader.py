@@ -193,10 +193,13 @@ class DeviceLoader:
         That is its seed, its images (number, shape, checksum with their labels), how they are
         parted into batches, and its transforms; one of your own counts by its class alone.
         """
+        return {"epoch": self._epoch, **self._identity()}
+
+    def _identity(self) -> dict[str, Any]:
+        """What tells the loader from another one, apart from its place."""
         pieces = [*self.pipeline.transforms, *([self.mix] if self.mix else [])]
         return {
             "seed": self.seed,
-            "epoch": self._epoch,
             "images": self._images,
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
@@ -219,9 +222,9 @@ class DeviceLoader:
                 "state_dict must hold seed and epoch, as that of a DeviceLoader does, "
                 f"got state_dict={dict(state_dict)}"
             )
-        for name, own in self.state_dict().items():
+        for name, own in self._identity().items():
             saved = state_dict.get(name, own)
-            if name != "epoch" and saved != own:
+            if saved != own:
                 raise ValueError(
                     f"{name} must be that of the loader whose state is loaded, {saved}, "
                     f"got {name}={own}"
@@ -244,11 +247,14 @@ class DeviceLoader:
         number = len(self._rows)
         if not self.shuffle:
             return torch.arange(number, device=self.device)
+        generator = self._generator(epoch)
+        return torch.randperm(number, generator=generator, device="cpu").to(self.device)
+
+    def _generator(self, epoch: int) -> torch.Generator:
+        """What an epoch's order is drawn from: on the CPU, for the same one on every device."""
         draws = Draws(torch.zeros(1, dtype=torch.int64, device="cpu"), seed=self.seed, epoch=epoch)
         high, low = draws.with_stream(_ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
-        # on the CPU, for the same order on every device
-        generator = torch.Generator(device="cpu").manual_seed(high << 24 | low)
-        return torch.randperm(number, generator=generator, device="cpu").to(self.device)
+        return torch.Generator(device="cpu").manual_seed(high << 24 | low)
 
     def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of the images ``indices``, in their order."""

@@ -24,7 +24,7 @@ from fasttricks.engine._distributed import Replica, average_gradients, world_siz
 from fasttricks.engine._inputs import check_outputs
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._memory import Undo, is_out_of_memory
-from fasttricks.engine._speed import compiler, hardest, loss_per_image, records_graphs
+from fasttricks.engine._speed import compiler, hardest, records_graphs, selecting
 
 if TYPE_CHECKING:
     from fasttricks.engine._trainer import Trainer
@@ -61,7 +61,7 @@ class Gradients:
         updates = cuda_graph == "step"
         self.graph = Graphed(self._all, device, optimizers, updates=updates) if cuda_graph else None
         self._compile_records = records_graphs(compile, device)
-        self._loss_per_image = loss_per_image(loss, select)
+        self._loss_per_image = selecting(loss, select)
         wrap = compiler(compile)
         self._compiled = None if wrap is None else Compiled(model, wrap)
         self._replica = Replica(model, wrap)

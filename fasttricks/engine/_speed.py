@@ -83,24 +83,32 @@ def tf32_matmul() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
-    """Return ``loss`` as one number an image, [N], by which the hardest images are told.
-
-    Of a loss with several numbers an image, such as one a pixel, it is their mean.
+def selecting(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
+    """Return ``loss`` as one number an image, by which to select a share; None if that is all.
 
     Raises:
-        ValueError: If ``select`` is not above 0 and at most 1, or the loss has no ``reduction``;
-            when it is called, if the loss has not as many rows as there are outputs.
+        ValueError: If ``select`` is not above 0 and at most 1, or as for ``loss_per_image``.
     """
     check_positive("select", select)
     if select > 1:
         raise ValueError(f"select must be at most 1, got select={select}")
-    if select == 1:
-        return None
+    return None if select == 1 else loss_per_image(loss, f"select={select}")
+
+
+def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], what: str) -> Any:
+    """Return ``loss`` as one number an image, [N], by which the hardest images are told.
+
+    Of a loss with several numbers an image, such as one a pixel, it is their mean. ``what`` asks
+    for it, for messages.
+
+    Raises:
+        ValueError: If the loss has no ``reduction``; when it is called, if the loss has not as many
+            rows as there are outputs.
+    """
     if getattr(loss, "reduction", None) != "mean":
         raise ValueError(
-            f"select={select} must come with a loss of reduction='mean', such as "
-            f"nn.CrossEntropyLoss, got {loss!r}"
+            f"{what} must come with a loss of reduction='mean', such as nn.CrossEntropyLoss, got "
+            f"{loss!r}"
         )
     each = with_reduction(loss, "none")
 
@@ -108,7 +116,7 @@ def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> A
         losses = each(outputs, targets)
         if losses.shape[:1] != outputs.shape[:1]:
             raise ValueError(
-                f"select={select} must come with a loss that is told by image, got shape "
+                f"{what} must come with a loss that is told by image, got shape "
                 f"{list(losses.shape)} from reduction='none' for outputs {list(outputs.shape)}"
             )
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from fasttricks.engine._checkpoint import (
     save_checkpoint,
     settings_of,
 )
-from fasttricks.engine._cuda_graph import check_settings
+from fasttricks.engine._cuda_graph import Counted, check_settings
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import (
     check_shared,
@@ -57,6 +57,7 @@ from fasttricks.engine._inputs import (
     use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
+from fasttricks.engine._observe import observer_of
 from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
 from fasttricks.engine._precision import (
     Precision,
@@ -269,6 +270,7 @@ class Trainer:
         self.batch_loss = torch.tensor(math.nan, device=self.device)
         self.has_val = False
         self.stop = False
+        self._observe: Callable[[Counted], None] | None = None  # what a loader is to see of losses
         self._given = torch.float32  # the dtype of the last images
         self._stops = False  # what the processes have agreed on
         self._loaders: tuple[object, ...] = ()  # those whose place a checkpoint can keep now
@@ -321,6 +323,8 @@ class Trainer:
             self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
             return loss
+        if self._observe is not None:
+            self._observe(counted)
         for part in counted:
             self.totals.add(*part)
         if world_size() > 1:
@@ -351,7 +355,8 @@ class Trainer:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
                 ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
                 length there is a warning, and what is due at an epoch's end or the run's is done;
-                of more, with a warning too, the rest is left out.
+                of more, with a warning too, the rest is left out. One with ``observe_losses``, as a
+                ``PrunedLoader``, is told each batch's losses, [N].
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -388,6 +393,7 @@ class Trainer:
                 "first one uses up; pass a list or loader"
             )
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
+        observe = observer_of(train, self.loss)
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
@@ -404,6 +410,7 @@ class Trainer:
             resumed.restore(self)
         both, trained = with_loss(self.model, self.loss), parameters_of(self.optimizers)
         share_tensors(list(dict.fromkeys([*both.parameters(), *trained, *both.buffers()])))
+        self._observe = observe
         try:
             self._call("on_fit_start")
             if resumed is not None:
@@ -420,6 +427,7 @@ class Trainer:
                 if store is not None:
                     store.epoch_ended(self, train, val)
         finally:
+            self._observe = None
             self._call("on_fit_end")
         return self.history
 
