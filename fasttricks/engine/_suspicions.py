@@ -82,7 +82,7 @@ def _warn_of_schedules(trainer: Trainer, level: int) -> None:
         end = scheduler.last_epoch + trainer.total_steps - trainer.batches_done
         ends.append((length, end, end - max(length, scheduler.last_epoch)))
     length, end, left = max(ends)
-    if end > length + length // 50:
+    if left > max(1, length // 50):
         _warn(
             f"the schedule of lr ends with update {length}, and the run with update {end}: the "
             f"last {left} would train at next to nothing; make it epochs * len(train) long, and a "

@@ -118,12 +118,20 @@ def empty_images(
     like: Tensor, shape: Sequence[int], *, by_pixel: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return images of a shape, not filled, by pixel or in channels_last, and no view of others."""
+    return like.new_empty_strided(tuple(shape), _strides(shape, by_pixel), dtype=dtype)
+
+
+def as_images(pixels: Tensor, shape: Sequence[int]) -> Tensor:
+    """[H * W, N * C] seen as images [N, C, H, W] by pixel."""
+    return pixels.as_strided(tuple(shape), _strides(shape, by_pixel=True))
+
+
+def _strides(shape: Sequence[int], by_pixel: bool) -> tuple[int, int, int, int]:
+    """Of one image both orders are the same, and torch's batch norm misreads any but these."""
     images, channels, rows, columns = shape
-    if by_pixel:
-        strides = channels, 1, columns * images * channels, images * channels
-    else:
-        strides = rows * columns * channels, 1, columns * channels, channels
-    return like.new_empty_strided((images, channels, rows, columns), strides, dtype=dtype)
+    if by_pixel and images > 1:
+        return channels, 1, columns * images * channels, images * channels
+    return rows * columns * channels, 1, columns * channels, channels
 
 
 def laid(x: Tensor, by_pixel: bool) -> Tensor:

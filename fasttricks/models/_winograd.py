@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from fasttricks._checks import check_integer
 from fasttricks._hardware import cpu_rounds_fp32_products
-from fasttricks.models._by_pixel import ForCPU, empty_images, is_by_pixel
+from fasttricks.models._by_pixel import ForCPU, as_images, empty_images, is_by_pixel
 from fasttricks.models._kernels import KERNEL_DTYPES, are_plain_images, kernels
 from fasttricks.models._winograd_tiles import (
     Size,
@@ -345,7 +345,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         _weight_transform(m, way).to_pixels(grad_u.view(len(u), -1), places)
         grad_weight = places.view(3, 3, channels, outputs).permute(3, 2, 0, 1).to(ctx.dtype)
     if grad_x is not None:
-        grad_x = _images(grad_x, images, tuple(read))
+        grad_x = as_images(grad_x, (images, channels, *read))
         if not ctx.by_pixel:
             grad_x = grad_x.contiguous(memory_format=torch.channels_last)
     return grad_x, grad_weight
@@ -366,8 +366,3 @@ def _exact(way: Way) -> torch.dtype:
 def _by_pixel(x: Tensor) -> Tensor:
     """Images [N, C, H, W] to [H * W, N * C]."""
     return x.permute(2, 3, 0, 1).reshape(x.shape[2] * x.shape[3], -1)
-
-
-def _images(pixels: Tensor, images: int, size: Size) -> Tensor:
-    """[H * W, N * C] seen as images [N, C, H, W]."""
-    return pixels.view(*size, images, -1).permute(2, 3, 0, 1)

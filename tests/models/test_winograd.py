@@ -712,3 +712,34 @@ def test_bad_arguments_are_named():
         WinogradConv2d(0, 128)
     with pytest.raises(ValueError, match="out_channels must be at least 1, got out_channels=-1"):
         WinogradConv2d(128, -1)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    "native", [False, pytest.param(True, marks=pytest.mark.native)], ids=["torch", "native"]
+)
+@pytest.mark.parametrize("images", [1, 2])
+def test_gradients_behind_it_are_right_for_one_image_too(images, native, layout, monkeypatch):
+    """torch's batch norm misreads one image of unusual strides."""
+    monkeypatch.setattr("fasttricks.models._winograd.way_for", lambda dtype: Way(dtype, native))
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.BatchNorm2d(64),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+        )
+        for _ in range(2)
+    ]
+    nets[1].load_state_dict(nets[0].state_dict())
+    use_winograd_(nets[1])
+    x, grad = (draw(images, 64, 8, 8, seed=seed).float() for seed in (1, 2))
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    for net in nets:
+        net(x).backward(grad)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < 1e-3 * one.grad.norm() + 1e-4
