@@ -645,3 +645,14 @@ def test_a_schedule_without_a_name_is_no_dict():
         TypeError, match=r"schedules must be a dict by name, .* got schedules=one_cy"
     ):
         ScheduledGroups(torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), one_cycle(0.1, 5))
+
+
+def test_groups_that_share_a_tensor_get_one_each():
+    rate = torch.tensor(0.1)
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    sgd = torch.optim.SGD([{"params": [weight], "lr": rate} for weight in weights], lr=rate)
+    scheduler = ScheduledGroups(sgd, {"lr": [constant(0.5), constant(0.25)]})
+    assert [group["lr"].item() for group in sgd.param_groups] == [0.5, 0.25]
+    assert scheduler.get_last_lr() == [0.5, 0.25]
+    scheduler.step()
+    assert [group["lr"].item() for group in sgd.param_groups] == [0.5, 0.25]

@@ -584,3 +584,9 @@ def test_bad_values_are_refused_by_name_and_number(call, message):
 def test_wrong_types_are_refused_by_name(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_numpys_numbers_are_written_as_pythons():
+    numpy = pytest.importorskip("numpy")
+    for kind in (numpy.float32, numpy.float64, float):
+        assert repr(constant(kind(0.5))) == "constant(value=0.5)"

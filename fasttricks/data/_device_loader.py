@@ -43,8 +43,8 @@ class DeviceLoader:
     (seed, e, i), and the order of epoch e is one of (seed, e); neither depends on the device, nor
     does an image on batch_size, shuffle or drop_last.
 
-    Each iteration that runs to its end moves ``epoch`` on by one; one that is broken off does not,
-    and the next one serves the same epoch again.
+    An iteration that comes to the last batch moves ``epoch`` on by one; one that is broken off
+    before does not, and the next one serves the same epoch again.
 
     Args:
         image_set: the images and labels; its tensors are moved to ``device`` once.
@@ -237,11 +237,15 @@ class DeviceLoader:
     def _serve(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch)
         block = self.batch_size * max(1, _DRAWN_AT_ONCE // self.batch_size)
-        for start in range(0, len(self) * self.batch_size, block):
-            yield from self._batches(order[start : start + block], epoch)
-        # an epoch set from within the loop stands
-        if self._epoch == epoch:
-            self._epoch = epoch + 1
+        left = len(self)
+        for start in range(0, left * self.batch_size, block):
+            for batch in self._batches(order[start : start + block], epoch):
+                left -= 1
+                # With the last batch, after which zip and islice ask no more; an epoch that was set
+                # from within the loop stands.
+                if not left and self._epoch == epoch:
+                    self._epoch = epoch + 1
+                yield batch
 
     def _order(self, epoch: int) -> Tensor:
         number = len(self._rows)

@@ -107,6 +107,7 @@ class PrunedLoader(DeviceLoader):
 
         Args:
             losses: Floats [B], in the order of the batch, on any device; NaN counts as the highest.
+                Take no other batch before, as they would go to the images of that one.
 
         Raises:
             ValueError: If no batch was served, or it had another number of images.

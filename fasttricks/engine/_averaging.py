@@ -75,15 +75,25 @@ class _Average(Callback):
                 average.eval()
         model.load_state_dict(average.state_dict())
 
+    @property
+    def module(self) -> nn.Module:
+        """The average, a model like the one that is trained, in the mode that it had at ``start``.
+
+        Raises:
+            RuntimeError: Before ``start``, or before a ``fit`` has begun.
+        """
+        found: nn.Module = self._started().module
+        return found
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the average's tensors by name, none before ``start``."""
-        return {} if self.average is None else dict(self.average.state_dict())
+        """Return the average's tensors by name, before ``start`` those that were loaded, if any."""
+        return dict(self._loaded or {} if self.average is None else self.average.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned, now or when the next ``fit`` starts."""
-        if self.average is not None and self._in_fit and state:
+        """Restore what ``state_dict`` returned; between two of ``fit`` the next one starts so."""
+        if self.average is not None and state:
             self.average.load_state_dict(state)
-        else:
+        if not self._in_fit:
             self._loaded = dict(state) or None
 
     @override

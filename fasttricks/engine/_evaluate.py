@@ -97,7 +97,7 @@ def predict(
     check_batches(batches)
     logits = []
     # no_grad and not inference_mode, whose tensors cannot enter a later CUDA graph.
-    with _evaluation_mode(model), torch.no_grad():
+    with _evaluation_mode(model), torch.no_grad(), epoch_kept(batches):
         for images in map(inputs_of, batches):
             with precision.forward_context():
                 logits.append(views.average(model, images))
@@ -148,9 +148,10 @@ def evaluate(
             labels.append(targets)
             yield images
 
-    logits = predict(
-        model, images_of_all(), tta=tta, tta_share=tta_share, precision=precision, dealt=dealt
-    )
+    with epoch_kept(batches):
+        logits = predict(
+            model, images_of_all(), tta=tta, tta_share=tta_share, precision=precision, dealt=dealt
+        )
     targets = _joined(labels, dealt)
     loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
@@ -282,6 +283,20 @@ class _Views:
             certainty = certainty.flatten(1).mean(1)
         count = math.ceil(self.share * len(logits) - 1e-9)  # 0.7 of 10 is 7, whatever floats say
         return certainty.topk(count, largest=False).indices
+
+
+@contextmanager
+def epoch_kept(batches: object) -> Iterator[None]:
+    """Put a loader that counts its epochs, as a ``DeviceLoader``, back to the one of before.
+
+    Training on it goes on as if nothing had looked at it between.
+    """
+    epoch = getattr(batches, "epoch", None)
+    try:
+        yield
+    finally:
+        if epoch is not None and hasattr(batches, "set_epoch"):
+            batches.set_epoch(epoch)
 
 
 def start_training(model: nn.Module) -> None:

@@ -43,6 +43,9 @@ class History:
         """Add the row of an epoch."""
         self.rows.append(dict(row))
 
+    def __repr__(self) -> str:
+        return f"History({len(self)} epochs: {', '.join(self.columns)})"
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -43,7 +43,7 @@ from fasttricks.engine._distributed import (
     share_tensors,
     world_size,
 )
-from fasttricks.engine._evaluate import Evaluation, evaluate, predict, start_training
+from fasttricks.engine._evaluate import Evaluation, epoch_kept, evaluate, predict, start_training
 from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
 from fasttricks.engine._history import History, Value, keep_numbers
 from fasttricks.engine._inputs import (
@@ -438,16 +438,19 @@ class Trainer:
 
         The accuracy is NaN where the targets are no classes.
         """
+        with epoch_kept(batches):
+            return self._evaluated(batches, tta=tta, tta_share=tta_share)
+
+    def _evaluated(self, batches: Iterable[Batch], **views: Any) -> Evaluation:
         try:
             return evaluate(
                 self.model,
                 map(self._to_device, deal(batches)),
-                tta=tta,
-                tta_share=tta_share,
                 precision=self.precision,
                 loss=self.loss,
                 metrics=self.metrics,
                 dealt=True,
+                **views,
             )
         except RuntimeError as error:
             self._explain(error)
@@ -460,14 +463,15 @@ class Trainer:
         check_batches(batches)
         images = map(self._images_moved, map(inputs_of, deal(batches)))
         try:
-            return predict(
-                self.model,
-                images,
-                tta=tta,
-                tta_share=tta_share,
-                precision=self.precision,
-                dealt=True,
-            )
+            with epoch_kept(batches):
+                return predict(
+                    self.model,
+                    images,
+                    tta=tta,
+                    tta_share=tta_share,
+                    precision=self.precision,
+                    dealt=True,
+                )
         except RuntimeError as error:
             self._explain(error)
             raise
@@ -577,7 +581,7 @@ class Trainer:
         if self.precision.name == "fp16" or self.nonfinite == "skip":
             row["skipped_steps"] = self.skipped_steps
         if val is not None:
-            result = self.evaluate(val)
+            result = self.evaluate(val) if val is train else self._evaluated(val)
             row |= {
                 "val_loss": result.loss,
                 **_if_any("val_accuracy", result.accuracy),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Literal
 
@@ -81,6 +81,7 @@ class ScheduledGroups(LRScheduler):
             )
         self.past_end = past_end
         self.optimizer = optimizer
+        _part_shared_entries(optimizer, self.schedules)
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", _copy(group["lr"]))  # SequentialLR starts from it
         self.base_lrs = [_copy(group["initial_lr"]) for group in optimizer.param_groups]
@@ -260,6 +261,16 @@ class ScheduledGroups(LRScheduler):
                     f"{name} must be the saved one, got {name}={new} and saved {name}={old}; "
                     "allow it by allow_changes=True, which Trainer.load takes too"
                 )
+
+
+def _part_shared_entries(optimizer: Optimizer, names: Iterable[str]) -> None:
+    """Give each group a tensor of its own; torch puts one rate given as a tensor into all."""
+    for name in names:
+        seen: set[int] = set()
+        for group in optimizer.param_groups:
+            if id(group[name]) in seen and isinstance(group[name], Tensor):
+                group[name] = group[name].clone()
+            seen.add(id(group[name]))
 
 
 def _copy(entry: Any) -> Any:

@@ -213,6 +213,7 @@ def convolution(
     )
 
 
+@torch.fx.wrap
 def halve(x: Tensor) -> Tensor:
     """Max-pool 2 x 2 with stride 2; a side of one pixel stays.
 
@@ -288,6 +289,7 @@ def global_mean_pool(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
+@torch.fx.wrap
 def check_image_size(images: Tensor, *, min_size: int) -> None:
     """Raise if a side of the images is under ``min_size`` (shapes only: no value is read)."""
     if images.shape[-2] < min_size or images.shape[-1] < min_size:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit._trace import is_tracing
 from typing_extensions import override
 
 
@@ -37,7 +38,8 @@ class CELU(nn.CELU):
     def forward(self, input: Tensor) -> Tensor:
         """Map each number."""
         plain = type(input) is Tensor and input.is_floating_point()
-        if input.device.type != "cpu" or torch.compiler.is_compiling() or not plain:
+        traced = torch.compiler.is_compiling() or is_tracing()
+        if not plain or traced or input.device.type != "cpu":
             return F.celu(input, self.alpha, self.inplace)
         output: Tensor = _CELU.apply(input, self.alpha)
         return output
@@ -58,6 +60,16 @@ class _CELU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.alpha = inputs[1]
         ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    @override
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        found: Tensor = torch.ops.aten.elu_backward(
+            tangents[0], ctx.alpha, 1.0, 1 / ctx.alpha, True, y
+        )
+        return found
 
     @staticmethod
     @override

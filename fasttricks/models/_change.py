@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._pytree import tree_leaves
 
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
@@ -63,6 +64,8 @@ def replace_activation_(
         new = make_activation(act, celu_alpha=celu_alpha).train(parent.training)
         beside = next(chain(parent.parameters(), model.parameters()), None)
         setattr(parent, name, new if beside is None else new.to(beside))
+        if isinstance(parent, nn.TransformerEncoderLayer):
+            parent.activation_relu_or_gelu = 0  # by which its fast path would take the old one
     return len(places)
 
 
@@ -100,7 +103,8 @@ def fuse(model: nn.Module, images: Tensor) -> nn.Module:
         _set(fused, names[norm], nn.Identity())
     with torch.no_grad():
         found = fused(images)
-    if isinstance(expected, Tensor) and not _nearly_equal(found, expected):
+    pairs_of_outputs = zip(tree_leaves(found), tree_leaves(expected), strict=True)
+    if not all(_nearly_equal(one, other) for one, other in pairs_of_outputs):
         raise ValueError(
             "model must use the result of a convolution in its norm alone, got one whose outputs "
             "change where they are fused"
@@ -108,7 +112,9 @@ def fuse(model: nn.Module, images: Tensor) -> nn.Module:
     return fused
 
 
-def _nearly_equal(one: Tensor, other: Tensor) -> bool:
+def _nearly_equal(one: Any, other: Any) -> bool:
+    if not (isinstance(other, Tensor) and other.is_floating_point()):
+        return True  # such as the shape of something
     rounding = 100 * torch.finfo(other.dtype).eps
     largest = other.abs().max() if other.numel() else other.new_zeros(())
     return bool(((one - other).abs() <= rounding * (1 + largest)).all())
@@ -133,6 +139,8 @@ def _pairs(
         calls[module] = calls.get(module, 0) + 1
         tensor, version, conv = given.get(id(inputs[0]), (None, 0, None))
         if tensor is None or conv is None or not isinstance(module, nn.BatchNorm2d):
+            return
+        if "weight" not in conv._parameters:  # but computed, by a parametrization or pruning
             return
         if tensor._version == version:
             pairs[module] = conv

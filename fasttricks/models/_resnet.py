@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -25,6 +26,8 @@ from fasttricks.models._blocks import (
     norm_and_act,
 )
 from fasttricks.models._drop_path import DropPath
+
+torch.fx.wrap("check_image_size")  # fx has no sizes to look at
 
 Stem = Literal["small", "imagenet"]
 

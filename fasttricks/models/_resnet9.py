@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from fasttricks._checks import check_fraction, check_positive
@@ -19,6 +20,8 @@ from fasttricks.models._blocks import (
     global_max_pool,
     norm_and_act,
 )
+
+torch.fx.wrap("check_image_size")  # fx has no sizes to look at
 
 
 class ResNet9(nn.Module):

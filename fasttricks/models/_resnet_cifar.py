@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ from fasttricks.models._blocks import (
     norm_and_act,
 )
 from fasttricks.models._resnet import BasicBlock, init_convolutions_, zero_residuals_
+
+torch.fx.wrap("check_image_size")  # fx has no sizes to look at
 
 
 class PaddedShortcut(nn.Module):

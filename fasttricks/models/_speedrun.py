@@ -26,6 +26,8 @@ from fasttricks.models._initialisation import dirac_, scale_head_
 from fasttricks.models._norm_act import act_by_pixel
 from fasttricks.models._winograd import WinogradConv2d
 
+torch.fx.wrap("check_image_size")  # fx has no sizes to look at
+
 
 class SpeedrunNet(ForCPU, nn.Module):
     """A frozen 2 x 2 whitening convolution, groups of convolutions, and a linear head.

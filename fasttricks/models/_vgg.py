@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fasttricks._checks import check_fraction
@@ -22,6 +23,9 @@ from fasttricks.models._blocks import (
     norm_and_act,
 )
 from fasttricks.models._resnet import init_convolutions_
+
+torch.fx.wrap("check_image_size")  # fx has no sizes to look at
+torch.fx.wrap("halve")
 
 
 class Halve(nn.Module):

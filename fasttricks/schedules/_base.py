@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, ClassVar, overload
 
 import torch
@@ -134,11 +134,11 @@ def _shown(value: object) -> str:
     """Return text that evaluates to ``value``, for NumPy's numbers and infinity too."""
     if isinstance(value, tuple):
         return f"[{', '.join(_shown(item) for item in value)}]"
-    if isinstance(value, float):
-        return repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return repr(value)
-    return repr(int(value))
+    if isinstance(value, Integral):
+        return repr(int(value))
+    return repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
 
 
 @dataclass(frozen=True, repr=False)

@@ -452,3 +452,20 @@ def test_order_and_images_are_the_same_on_cuda():
     assert order == order_there
     for label, image in here.items():
         torch.testing.assert_close(there[label].cpu(), image)
+
+
+def test_an_epoch_is_over_with_its_last_batch_whoever_asks_for_no_more():
+    loader = DeviceLoader(image_set(6), batch_size=2, shuffle=True)
+    orders = []
+    for _ in range(2):
+        orders.append([labels.tolist() for _, (_, labels) in zip(range(3), loader, strict=False)])
+    assert loader.epoch == 2
+    assert orders[0] != orders[1]
+    batches = iter(loader)
+    for _ in range(2):
+        next(batches)
+    assert loader.epoch == 2
+    next(batches)
+    assert loader.epoch == 3
+    assert list(batches) == []
+    assert loader.epoch == 3

@@ -616,3 +616,30 @@ def test_of_batches_beyond_the_length_none_is_trained_on(make):
     assert [row["step"] for row in trainer.history.rows] == [3, 6, 9]
     for name, value in floats(expected).items():
         assert torch.equal(floats(model)[name], value)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_state_is_taken_up_before_start_and_after(before):
+    first, model = WeightAverage(decay=0.5), nn.Linear(1, 1, bias=False)
+    first.start(model)
+    for value in (1.0, 2.0):
+        nn.init.constant_(model.weight, value)
+        first.update(model)
+    state = first.state_dict()
+    second = WeightAverage(decay=0.5)
+    if not before:
+        second.start(model)
+    second.load_state_dict(state)
+    assert second.state_dict().keys() == state.keys()
+    if before:
+        second.start(model)
+    nn.init.constant_(model.weight, 4.0)
+    second.update(model)
+    assert second.module.weight.item() == 2.75
+    second.hand_over(model)
+    assert model.weight.item() == 2.75
+
+
+def test_there_is_no_module_before_it_starts():
+    with pytest.raises(RuntimeError, match=r"call start\(model\) of Lookahead"):
+        _ = Lookahead().module

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import fasttricks as ft
 from fasttricks.engine import Progress, Trainer, evaluate, predict
 from fasttricks.engine._totals import Totals
 
@@ -365,3 +366,23 @@ def test_smaller_maps_are_turned_back_and_one_result_an_image_stays():
     views = [mean(moved(images[0], s, s)[None]) / 4 for s in (-1, 1)]
     expected = mean(images[:1]) / 2 + sum(views)
     assert torch.allclose(predict(mean, [images[:1]], tta="translate"), expected, atol=1e-6)
+
+
+def test_a_loader_stays_at_its_epoch():
+    images = torch.randint(256, (8, 3, 6, 6), dtype=torch.uint8)
+    data = ft.ImageSet(images, torch.arange(8) % 4, classes=tuple("abcd"), name="noise")
+    transforms = [ft.AlternatingFlip(), ft.Normalize(0.5, 0.25)]
+    loader = ft.DeviceLoader(data, batch_size=4, transforms=transforms)
+    model = make_model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, sgd, precision="fp32", progress=False)
+    for look in (
+        lambda: evaluate(model, loader),
+        lambda: predict(model, loader),
+        lambda: trainer.evaluate(loader),
+        lambda: trainer.predict(loader),
+    ):
+        look()
+        assert loader.epoch == 0
+    trainer.fit(loader, 2, val=loader)
+    assert loader.epoch == 2

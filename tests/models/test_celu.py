@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -80,3 +82,24 @@ def test_per_sample_gradients_through_torch_func():
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, images)
     alone = torch.func.grad(loss)(parameters, images[1])
     torch.testing.assert_close(each["head.weight"][1], alone["head.weight"])
+
+
+def test_its_forward_derivative_is_that_of_its_formula():
+    x, tangent = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    for alpha in (0.075, 1.0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own use of jit is deprecated
+            value, derivative = torch.func.jvp(CELU(alpha), (x,), (tangent,))
+        torch.testing.assert_close(value, F.celu(x, alpha))
+        slope = torch.where(x > 0, 1.0, (x / alpha).exp())
+        torch.testing.assert_close(derivative, slope * tangent)
+
+
+def test_it_can_be_traced_by_jit_and_fx():
+    x = torch.randn(2, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jit is deprecated
+        traced = torch.jit.trace(CELU(0.1), x)
+        torch.jit.save(traced, io.BytesIO())
+    torch.testing.assert_close(traced(x), nn.CELU(0.1)(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(CELU(0.1))(x), nn.CELU(0.1)(x))

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 from fasttricks import build, fuse, replace_activation_
 
@@ -171,3 +172,45 @@ def test_torchs_dynamic_quantisation_of_the_head_stays_near(name):
     with torch.no_grad():
         exact, quantised = model(images), small(images)
     assert (exact - quantised).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_outputs_of_any_structure_are_compared(kind):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            nn.init.constant_(self.norm.running_var, 4.0)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return {"a": self.norm(y), "b": y} if kind is dict else (self.norm(y), y)
+
+    with pytest.raises(ValueError, match="the result of a convolution in its norm alone"):
+        fuse(Two(), torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "spectral_norm", "pruned"])
+def test_a_convolution_whose_weight_is_computed_stays_unfused(how):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    if how == "pruned":
+        prune.l1_unstructured(model[0], "weight", 0.5)
+    else:
+        getattr(nn.utils.parametrizations, how)(model[0])
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        model(x)  # after which a pruned weight can be copied
+    fused = fuse(model, x)
+    assert isinstance(fused[1], nn.BatchNorm2d)
+    torch.testing.assert_close(fused(x), model.eval()(x))
+
+
+def test_a_transformers_layer_takes_it_in_evaluation_too():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(
+        8, 2, 16, activation=nn.ReLU(), batch_first=True, dropout=0.0
+    )
+    assert replace_activation_(layer, "tanh") == 1
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(layer.eval()(x), layer.train()(x))

@@ -36,3 +36,11 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones():
         build("resnet8")
     with pytest.raises(ValueError, match=r"vgg11 has the options num_classes, .*, got 'stem'"):
         build("vgg11", stem="imagenet")
+
+
+@pytest.mark.parametrize("name", ["resnet9", "resnet18", "resnet20", "vgg11", "speedrun_net"])
+def test_fx_traces_every_family(name):
+    model = build(name, num_classes=3).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
