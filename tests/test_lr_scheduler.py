@@ -656,3 +656,23 @@ def test_groups_that_share_a_tensor_get_one_each():
     assert scheduler.get_last_lr() == [0.5, 0.25]
     scheduler.step()
     assert [group["lr"].item() for group in sgd.param_groups] == [0.5, 0.25]
+
+
+def test_groups_that_come_to_share_a_tensor_again_are_parted_again():
+    rate = torch.tensor(0.1)
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    sgd = torch.optim.SGD([{"params": [weight], "lr": rate} for weight in weights], lr=rate)
+    saved = copy.deepcopy(sgd.state_dict())
+    scheduler = ScheduledGroups(sgd, {"lr": [constant(0.5), constant(0.25)]})
+    sgd.load_state_dict(saved)
+    scheduler.step()
+    assert [group["lr"].item() for group in sgd.param_groups] == [0.5, 0.25]
+
+
+def test_groups_that_share_betas_get_a_pair_each():
+    weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
+    betas = (torch.tensor(0.9), torch.tensor(0.99))
+    groups = [{"params": [weight]} for weight in weights]
+    adam = torch.optim.AdamW(groups, lr=0.1, betas=betas, foreach=False)
+    ScheduledGroups(adam, {"betas": [constant(0.5), constant(0.25)]})
+    assert [group["betas"][0].item() for group in adam.param_groups] == [0.5, 0.25]

@@ -44,7 +44,8 @@ class DeviceLoader:
     does an image on batch_size, shuffle or drop_last.
 
     An iteration that comes to the last batch moves ``epoch`` on by one; one that is broken off
-    before does not, and the next one serves the same epoch again.
+    before does not, and the next one serves the same epoch again. (One of a single batch moves on
+    with ``next(iter(loader))``.)
 
     Args:
         image_set: the images and labels; its tensors are moved to ``device`` once.
@@ -222,7 +223,14 @@ class DeviceLoader:
                 "state_dict must hold seed and epoch, as that of a DeviceLoader does, "
                 f"got state_dict={dict(state_dict)}"
             )
-        for name, own in self._identity().items():
+        identity = self._identity()
+        others = state_dict.keys() - identity.keys() - {"epoch"}
+        if others:
+            raise ValueError(
+                f"state_dict must be that of a {type(self).__name__}, got one that also holds "
+                f"{', '.join(sorted(others))}"
+            )
+        for name, own in identity.items():
             saved = state_dict.get(name, own)
             if saved != own:
                 raise ValueError(

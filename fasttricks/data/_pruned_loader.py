@@ -22,7 +22,8 @@ class PrunedLoader(DeviceLoader):
     An epoch takes the images whose loss was highest when they were last trained on, of those that
     never were before any other, and fills itself up with others at random; so every image comes
     again. Nothing is computed for it: ``Trainer.fit`` tells the loader the losses that it has seen
-    anyway. In a loop of your own call ``observe_losses`` after each batch.
+    anyway. In a loop of your own call ``observe_losses`` after each batch. An epoch that was broken
+    off begins anew with what is hardest by then.
 
     An epoch is that much shorter: ``len`` counts its batches, all of them whole, and to see as
     many images as before takes ``1 / share`` times the epochs, of schedules and sizes as well.
@@ -32,7 +33,8 @@ class PrunedLoader(DeviceLoader):
         batch_size: As for ``DeviceLoader``.
         share: Share of the images that an epoch takes, above 0 to 1; two thirds by default.
         hardest: Share of the images, 0 to ``share``, that are those with the highest losses; the
-            rest of an epoch is drawn from all others. Three quarters of ``share`` by default.
+            rest of an epoch is drawn from all others. Three quarters of ``share`` by default. With
+            all of it easy images never come again.
         transforms: As for ``DeviceLoader``.
         seed: As for ``DeviceLoader``, and of the choice.
         device: As for ``DeviceLoader``.
@@ -94,43 +96,75 @@ class PrunedLoader(DeviceLoader):
                 f"share must leave a whole batch, got share={share} of {count} images for "
                 f"batch_size={batch_size}"
             )
-        self._losses = torch.full((len(image_set),), math.inf, device=self.device)
-        self._served: Tensor | None = None
+        self._losses = torch.full(
+            (len(image_set),), math.inf, dtype=torch.float32, device=self.device
+        )
+        self._told: list[tuple[Tensor, Tensor]] = []
+        self._last = torch.empty(0, dtype=torch.int64, device=self.device)
 
     @override
     def __len__(self) -> int:
         # A share such as 2/3 of 9 images is 6, whatever floats say.
         return math.floor(self.share * len(self._rows) + 1e-9) // self.batch_size
 
-    def observe_losses(self, losses: Tensor) -> None:
-        """Note the losses of the images of the batch that was served last.
+    @property
+    def last_indices(self) -> Tensor:
+        """Numbers, int64 [B], of the images of the batch that was served last."""
+        return self._last
+
+    def observe_losses(self, losses: Tensor, indices: Tensor | None = None) -> None:
+        """Note the losses of a batch's images.
 
         Args:
             losses: Floats [B], in the order of the batch, on any device; NaN counts as the highest.
-                Take no other batch before, as they would go to the images of that one.
+            indices: ``last_indices`` as they were when the batch came; by default those of now,
+                which are other ones once somebody has taken another batch.
 
         Raises:
-            ValueError: If no batch was served, or it had another number of images.
+            ValueError: If there is not one loss for each image.
         """
-        served = 0 if self._served is None else len(self._served)
-        if self._served is None or losses.shape != self._served.shape:
+        images = self._last if indices is None else indices
+        if losses.shape != images.shape:
             raise ValueError(
-                f"losses must be one number for each image of the last batch, [{served}], "
+                f"losses must be one number for each image of the batch, {list(images.shape)}, "
                 f"got shape {list(losses.shape)}"
             )
-        self._losses[self._served] = losses.detach().to(self._losses)
+        # Written down once an epoch, as the host would wait for losses of another device.
+        self._told.append((images, losses.detach()))
+
+    def _noted(self) -> Tensor:
+        """Return the losses of all images, with those told since the last time."""
+        for images, losses in self._told:
+            self._losses[images] = losses.to(self._losses)
+        self._told.clear()
+        return self._losses
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Return what that of a ``DeviceLoader`` holds, the shares, and the losses, float32 [N]."""
-        return {**super().state_dict(), "losses": self._losses.clone()}
+        return {**super().state_dict(), "losses": self._noted().clone()}
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on from a loader's state; see ``DeviceLoader.load_state_dict``."""
-        super().load_state_dict(state_dict)
-        if "losses" in state_dict:
-            self._losses.copy_(state_dict["losses"])
+        """Go on from a loader's state; without losses in it as if no image had been seen.
+
+        Raises:
+            TypeError: As for ``DeviceLoader``.
+            ValueError: As for ``DeviceLoader``, or if the losses are not one for each image.
+        """
+        rest = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+        losses = rest.pop("losses", None) if isinstance(rest, dict) else None
+        if losses is not None and losses.shape != self._losses.shape:
+            raise ValueError(
+                f"losses must be one for each image, {list(self._losses.shape)}, "
+                f"got shape {list(losses.shape)}"
+            )
+        super().load_state_dict(rest)
+        self._told.clear()
+        if losses is None:
+            self._losses.fill_(math.inf)
+        else:
+            self._losses.copy_(losses)
 
     @override
     def _identity(self) -> dict[str, Any]:
@@ -140,10 +174,10 @@ class PrunedLoader(DeviceLoader):
     def _order(self, epoch: int) -> Tensor:
         generator, number = self._generator(epoch), len(self._rows)
         count = len(self) * self.batch_size
-        first = min(count, round(self.hardest * number))
+        first = round(count * self.hardest / self.share)
         # Shuffled first, so that chance decides between equals, as all are that were never seen.
         shuffled = torch.randperm(number, generator=generator, device="cpu").to(self.device)
-        ranked = shuffled[self._losses[shuffled].argsort(descending=True, stable=True)]
+        ranked = shuffled[self._noted()[shuffled].argsort(descending=True, stable=True)]
         others = torch.randperm(number - first, generator=generator, device="cpu")
         others = others[: count - first].to(self.device)
         chosen = torch.cat([ranked[:first], ranked[first:][others]])
@@ -151,5 +185,5 @@ class PrunedLoader(DeviceLoader):
 
     @override
     def _batch(self, index: Tensor, epoch: int, params: Any) -> tuple[Tensor, Tensor]:
-        self._served = index
+        self._last = index
         return super()._batch(index, epoch, params)

@@ -11,6 +11,7 @@ They differ in when this happens, in the decay, and in what the model takes back
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -46,11 +47,11 @@ class _Average(Callback):
         self.batches = batches
         self.average: AveragedModel | None = None
         self._loaded: dict[str, Any] | None = None
-        self._in_fit = False
+        self._is_in_use = False  # by a fit, or a loop of one's own
 
     def start(self, model: nn.Module) -> None:
         """Begin from the model's weights, or from the state that was loaded before."""
-        self.average = AveragedModel(model)
+        self.average, self._is_in_use = AveragedModel(model), True
         if self._loaded is not None:
             self.average.load_state_dict(self._loaded)
             self._loaded = None
@@ -90,22 +91,21 @@ class _Average(Callback):
         return dict(self._loaded or {} if self.average is None else self.average.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; between two of ``fit`` the next one starts so."""
-        if self.average is not None and state:
+        """Restore what ``state_dict`` returned: now after ``start``, else when one begins."""
+        if self.average is not None and self._is_in_use and state:
             self.average.load_state_dict(state)
-        if not self._in_fit:
-            self._loaded = dict(state) or None
+        else:
+            self._loaded = copy.deepcopy(dict(state)) or None
 
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Start from the model's weights."""
         self.start(trainer.model)
-        self._in_fit = True
 
     @override
     def on_fit_end(self, trainer: Trainer) -> None:
         """Let a state that is loaded from here on wait for the next fit."""
-        self._in_fit = False
+        self._is_in_use = False
 
     def _started(self) -> AveragedModel:
         if self.average is None:

@@ -70,6 +70,7 @@ def predict(
         model: Maps float images [N, C, H, W] to logits [N, num_classes]. Its training flags are
             put back afterwards.
         batches: Iterable of images, or of (images, targets) as for training, on the model's device.
+            A ``DeviceLoader`` stays at its epoch.
         tta: Views that are averaged: "none" (default), the image alone; "mirror", with its mirror
             image; "translate", with two copies moved one pixel diagonally, which count half;
             "mirror_translate", the six views of both. Of one result a pixel, logits

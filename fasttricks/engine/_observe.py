@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from fasttricks.engine._batch_loss import Loss
 from fasttricks.engine._cuda_graph import Counted
 from fasttricks.engine._distributed import world_size
 from fasttricks.engine._speed import loss_per_image
 
+Observer = Callable[[Counted, Tensor], None]
 
-def observer_of(train: object, loss: Loss) -> Callable[[Counted], None] | None:
-    """Return what tells ``train.observe_losses`` those of a batch, [N]; None if it has none.
+
+def observer_of(train: object, loss: Loss) -> Observer | None:
+    """Return what tells ``train.observe_losses`` those of a batch, [N], by its indices, or None.
 
     Raises:
         ValueError: If the loss is not told by image, or there are several processes, of which each
@@ -27,8 +30,9 @@ def observer_of(train: object, loss: Loss) -> Callable[[Counted], None] | None:
     if world_size() > 1:
         raise ValueError(f"a {name} must train in one process, got {world_size()}")
 
-    def tell(counted: Counted) -> None:
+    def tell(counted: Counted, indices: Tensor) -> None:
         with torch.no_grad():
-            observe(torch.cat([each(outputs.float(), targets) for _, outputs, targets in counted]))
+            losses = [each(outputs.float(), targets) for _, outputs, targets in counted]
+        observe(torch.cat(losses), indices)
 
     return tell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from fasttricks.engine._checkpoint import (
     save_checkpoint,
     settings_of,
 )
-from fasttricks.engine._cuda_graph import Counted, check_settings
+from fasttricks.engine._cuda_graph import check_settings
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import (
     check_shared,
@@ -57,7 +57,7 @@ from fasttricks.engine._inputs import (
     use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
-from fasttricks.engine._observe import observer_of
+from fasttricks.engine._observe import Observer, observer_of
 from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
 from fasttricks.engine._precision import (
     Precision,
@@ -270,7 +270,8 @@ class Trainer:
         self.batch_loss = torch.tensor(math.nan, device=self.device)
         self.has_val = False
         self.stop = False
-        self._observe: Callable[[Counted], None] | None = None  # what a loader is to see of losses
+        self._observe: Observer | None = None  # to whom a loader's losses are told
+        self._indices: Tensor | None = None  # of the images of the batch that is trained on
         self._given = torch.float32  # the dtype of the last images
         self._stops = False  # what the processes have agreed on
         self._loaders: tuple[object, ...] = ()  # those whose place a checkpoint can keep now
@@ -323,8 +324,8 @@ class Trainer:
             self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
             return loss
-        if self._observe is not None:
-            self._observe(counted)
+        if self._observe is not None and self._indices is not None:
+            self._observe(counted, self._indices)
         for part in counted:
             self.totals.add(*part)
         if world_size() > 1:
@@ -355,8 +356,8 @@ class Trainer:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
                 ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
                 length there is a warning, and what is due at an epoch's end or the run's is done;
-                of more, with a warning too, the rest is left out. One with ``observe_losses``, as a
-                ``PrunedLoader``, is told each batch's losses, [N].
+                of more, with a warning too, the rest is left out. A ``PrunedLoader`` is told each
+                batch's losses; it needs a loss of ``reduction="mean"``, and a single process.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -392,8 +393,8 @@ class Trainer:
                 f"val must yield its batches anew each epoch, got {type(val).__name__}, which the "
                 "first one uses up; pass a list or loader"
             )
-        check_shared(train, val, cuda_graph=bool(self.cuda_graph))
         observe = observer_of(train, self.loss)
+        check_shared(train, val, cuda_graph=bool(self.cuda_graph))
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
@@ -427,7 +428,7 @@ class Trainer:
                 if store is not None:
                     store.epoch_ended(self, train, val)
         finally:
-            self._observe = None
+            self._observe = self._indices = None
             self._call("on_fit_end")
         return self.history
 
@@ -542,6 +543,7 @@ class Trainer:
             if self.batches_done - done == self.steps_per_epoch:
                 self._warn_of_length("more", "the rest is left out", level=4)
                 break
+            self._indices = getattr(train, "last_indices", None)
             self._call("on_step_start")
             rate = self.optimizers[0].param_groups[0]["lr"]
             # A rate on a GPU is read at the epoch's end: now it would make the host wait.

@@ -81,7 +81,7 @@ class ScheduledGroups(LRScheduler):
             )
         self.past_end = past_end
         self.optimizer = optimizer
-        _part_shared_entries(optimizer, self.schedules)
+        self._groups_parted: object = None
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", _copy(group["lr"]))  # SequentialLR starts from it
         self.base_lrs = [_copy(group["initial_lr"]) for group in optimizer.param_groups]
@@ -113,6 +113,9 @@ class ScheduledGroups(LRScheduler):
         values = self._values_at(update)
         # Read anew at every step: load_state_dict of the optimizer makes new groups.
         groups = self.optimizer.param_groups
+        if groups is not self._groups_parted:
+            _part_shared_entries(groups, self.schedules)
+            self._groups_parted = groups
         for (name, _, indices), value in zip(self._plan, values, strict=True):
             for index in indices:
                 group = groups[index]
@@ -263,14 +266,16 @@ class ScheduledGroups(LRScheduler):
                 )
 
 
-def _part_shared_entries(optimizer: Optimizer, names: Iterable[str]) -> None:
+def _part_shared_entries(groups: Sequence[dict[str, Any]], names: Iterable[str]) -> None:
     """Give each group a tensor of its own; torch puts one rate given as a tensor into all."""
     for name in names:
         seen: set[int] = set()
-        for group in optimizer.param_groups:
-            if id(group[name]) in seen and isinstance(group[name], Tensor):
-                group[name] = group[name].clone()
-            seen.add(id(group[name]))
+        for group in groups:
+            entry = _entry(group, name)
+            if isinstance(entry, Tensor) and id(entry) in seen:
+                own = entry.clone()
+                group[name] = (own, *group[name][1:]) if name == "betas" else own
+            seen.add(id(_entry(group, name)))
 
 
 def _copy(entry: Any) -> Any:

@@ -60,16 +60,6 @@ class _CELU(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.alpha = inputs[1]
         ctx.save_for_backward(output)
-        ctx.save_for_forward(output)
-
-    @staticmethod
-    @override
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        found: Tensor = torch.ops.aten.elu_backward(
-            tangents[0], ctx.alpha, 1.0, 1 / ctx.alpha, True, y
-        )
-        return found
 
     @staticmethod
     @override

@@ -14,7 +14,7 @@ from torch import nn
 
 from fasttricks import lr_range_test, precompile
 from fasttricks.data import DeviceLoader, ImageSet, PrunedLoader
-from fasttricks.engine import Trainer
+from fasttricks.engine import Callback, Trainer
 from fasttricks.schedules import one_cycle
 from fasttricks.transforms import CutMix, Normalize, ProgressiveResize, RandomTranslate
 
@@ -63,7 +63,7 @@ def test_the_hardest_are_chosen_and_the_rest_drawn_from_all_others(
     assert [len(batch) for batch in batches] == [batch_size] * len(loader)
     chosen = [index for batch in batches for index in batch]
     assert len(set(chosen)) == len(chosen) == count
-    first = min(count, round(hard * share * number))
+    first = round(count * loader.hardest / loader.share)
     # As many as are to be the hardest: none that is left out has a higher loss than they.
     ranked = sorted(losses, reverse=True)
     taken = sorted((losses[index] for index in chosen), reverse=True)
@@ -144,11 +144,46 @@ def test_shares_out_of_their_range_are_named(options, message):
 
 def test_losses_of_another_batch_are_refused():
     loader = make_loader()
-    with pytest.raises(ValueError, match=r"each image of the last batch, \[0\], got shape \[4\]"):
+    with pytest.raises(ValueError, match=r"each image of the batch, \[0\], got shape \[4\]"):
         loader.observe_losses(torch.zeros(4))
     next(iter(loader))
-    with pytest.raises(ValueError, match=r"last batch, \[4\], got shape \[3\]"):
+    with pytest.raises(ValueError, match=r"of the batch, \[4\], got shape \[3\]"):
         loader.observe_losses(torch.zeros(3))
+
+
+def test_losses_go_to_the_images_that_they_are_named_for():
+    loader, ahead = make_loader(share=1.0), []
+    for _, labels in loader:  # whose labels are the images' numbers
+        ahead.append((labels.float(), loader.last_indices))
+        if len(ahead) > 1:  # a batch later
+            loader.observe_losses(*ahead.pop(0))
+    loader.observe_losses(*ahead.pop(0))
+    assert torch.equal(loader.state_dict()["losses"], torch.arange(40.0))
+
+
+def test_every_image_comes_again_in_short_epochs_too():
+    loader = make_loader(100, batch_size=50, share=0.66)
+    loader.load_state_dict({**loader.state_dict(), "losses": torch.arange(100.0)})
+    assert len({index for _ in range(60) for batch in served(loader) for index in batch}) == 100
+
+
+def test_states_of_other_kinds_are_refused_and_one_without_losses_begins_anew():
+    loader = make_loader()
+    plain = DeviceLoader(
+        make_set(), batch_size=4, transforms=TRANSFORMS, shuffle=True, drop_last=True
+    )
+    with pytest.raises(
+        ValueError, match="that of a DeviceLoader, got one that also holds hardest,"
+    ):
+        plain.load_state_dict(loader.state_dict())
+    with pytest.raises(ValueError, match=r"one for each image, \[40\], got shape \[\]"):
+        loader.load_state_dict({**loader.state_dict(), "losses": torch.tensor(1.0)})
+    next(iter(loader))
+    loader.observe_losses(torch.zeros(4))
+    loader.load_state_dict(plain.state_dict())
+    assert loader.state_dict()["losses"].isinf().all()
+    with pytest.raises(TypeError, match="state_dict must be a dict"):
+        loader.load_state_dict(3)
 
 
 def test_another_choice_is_another_run():
@@ -189,7 +224,7 @@ def test_the_trainer_tells_the_losses_that_it_sees(options):
             label_smoothing=options.get("label_smoothing", 0),
         )  # fmt: skip
         own.observe_losses(each)
-        expected[own._served] = each.detach()
+        expected[own.last_indices] = each.detach()
         plain.step(batch)
     trainer.fit(loader, 1)
     losses = loader.state_dict()["losses"]
@@ -221,6 +256,21 @@ def test_trials_leave_its_losses_as_they_were():
     assert after == before
 
 
+def test_a_look_at_it_in_between_changes_nothing():
+    class Looks(Callback):
+        def on_step_start(self, trainer):
+            trainer.evaluate(self.loader)
+
+    states = []
+    for callbacks in ([], [Looks()]):
+        loader = make_loader(classes=5, batch_size=8)
+        for callback in callbacks:
+            callback.loader = loader
+        make_trainer(callbacks=callbacks).fit(loader, 2)
+        states.append(loader.state_dict()["losses"])
+    assert torch.equal(*states)
+
+
 def test_it_grows_and_mixes_as_any_loader():
     sizes = ProgressiveResize({0: 6, 2: None})
     loader = make_loader(classes=5, transforms=[*TRANSFORMS, sizes], mix=CutMix(1.0))
@@ -236,6 +286,7 @@ def test_a_loss_that_is_not_told_by_image_and_several_processes_are_refused(monk
         ValueError, match="a PrunedLoader must come with a loss of reduction='mean'"
     ):
         trainer.fit(make_loader(classes=5), 1)
-    monkeypatch.setattr("fasttricks.engine._observe.world_size", lambda: 2)
+    for room in ("_observe", "_distributed"):
+        monkeypatch.setattr(f"fasttricks.engine.{room}.world_size", lambda: 2)
     with pytest.raises(ValueError, match="a PrunedLoader must train in one process, got 2"):
         make_trainer().fit(make_loader(classes=5), 1)

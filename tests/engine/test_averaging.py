@@ -640,6 +640,35 @@ def test_a_state_is_taken_up_before_start_and_after(before):
     assert model.weight.item() == 2.75
 
 
+def test_a_state_that_was_taken_up_is_not_taken_up_again():
+    average, model = WeightAverage(decay=0.5), nn.Linear(1, 1, bias=False)
+    average.start(model)
+    average.load_state_dict(average.state_dict())
+    nn.init.constant_(model.weight, 7.0)
+    average.start(model)
+    assert average.module.weight.item() == 7.0
+
+
+def test_after_a_fit_a_state_waits_for_the_next_and_leaves_the_last_ones_average():
+    average = WeightAverage(decay=0.5)
+    batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))] * 2
+
+    def fitted(width):
+        model = nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"precision": "fp32", "progress": False, "callbacks": [average]}
+        trainer = Trainer(model, sgd, **options)
+        trainer.fit(batches, 1)
+        return trainer
+
+    state = fitted(5).callbacks[0].state_dict()
+    trainer = fitted(4)
+    before = average.module[0].weight.clone()
+    average.load_state_dict(state)  # of another model, which the next fit may have
+    assert torch.equal(average.module[0].weight, before)
+    assert len(trainer.history) == 1
+
+
 def test_there_is_no_module_before_it_starts():
     with pytest.raises(RuntimeError, match=r"call start\(model\) of Lookahead"):
         _ = Lookahead().module

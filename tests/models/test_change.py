@@ -205,6 +205,15 @@ def test_a_convolution_whose_weight_is_computed_stays_unfused(how):
     torch.testing.assert_close(fused(x), model.eval()(x))
 
 
+def test_masks_of_infinities_are_equal_to_themselves():
+    class Masked(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x), torch.full((3,), -torch.inf), torch.tensor(torch.nan)
+
+    model = Masked(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    assert isinstance(fuse(model, torch.randn(2, 3, 8, 8))[1], nn.Identity)
+
+
 def test_a_transformers_layer_takes_it_in_evaluation_too():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(
