@@ -75,6 +75,15 @@ def with_reduction(loss: Loss, reduction: str) -> Loss:
     return other
 
 
+def without_smoothing(loss: Loss) -> Loss:
+    """Return a cross-entropy without its label smoothing, any other loss as it is."""
+    if not isinstance(loss, nn.CrossEntropyLoss) or not loss.label_smoothing:
+        return loss
+    plain = copy.copy(loss)
+    plain.label_smoothing = 0.0
+    return plain
+
+
 def _times(loss: Loss, factor: float, outputs: Tensor, targets: Tensor) -> Tensor:
     return loss(outputs, targets) * factor
 

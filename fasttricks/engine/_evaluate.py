@@ -6,7 +6,6 @@ Shapes: images [N, C, H, W], outputs and targets as the loss takes them, for cla
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fasttricks._checks import check_choice, check_fraction
+from fasttricks.engine._batch_loss import without_smoothing
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import collect, world_size
 from fasttricks.engine._inputs import (
@@ -154,7 +154,7 @@ def evaluate(
             model, images_of_all(), tta=tta, tta_share=tta_share, precision=precision, dealt=dealt
         )
     targets = _joined(labels, dealt)
-    loss = _without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
+    loss = without_smoothing(nn.CrossEntropyLoss() if loss is None else loss)
     # What was gathered from other processes lies on the CPU, and a loss may hold tensors.
     device = device_of(model) if dealt and world_size() > 1 else logits.device
     mode = _evaluation_mode(loss) if isinstance(loss, nn.Module) else nullcontext()
@@ -165,14 +165,6 @@ def evaluate(
     accuracy = _accuracy(logits, targets, getattr(loss, "ignore_index", None))
     figures = {name: float(metric(logits, targets)) for name, metric in (metrics or {}).items()}
     return Evaluation(accuracy, mean, len(targets), time.perf_counter() - start, figures)
-
-
-def _without_smoothing(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
-    if not isinstance(loss, nn.CrossEntropyLoss) or not loss.label_smoothing:
-        return loss
-    plain = copy.copy(loss)
-    plain.label_smoothing = 0.0
-    return plain
 
 
 def _accuracy(outputs: Tensor, targets: Tensor, ignored: int | None) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fasttricks.engine._batch_loss import Loss
+from fasttricks.engine._batch_loss import Loss, without_smoothing
 from fasttricks.engine._cuda_graph import Counted
 from fasttricks.engine._distributed import world_size
 from fasttricks.engine._speed import loss_per_image
@@ -26,7 +26,8 @@ def observer_of(train: object, loss: Loss) -> Observer | None:
     if observe is None:
         return None
     name = type(train).__name__
-    each = loss_per_image(loss, f"a {name}")
+    # By smoothed losses those that are surest would count as hard.
+    each = loss_per_image(without_smoothing(loss), f"a {name}")
     if world_size() > 1:
         raise ValueError(f"a {name} must train in one process, got {world_size()}")
 
