@@ -22,8 +22,9 @@ class PrunedLoader(DeviceLoader):
     An epoch takes the images whose loss was highest when they were last trained on, of those that
     never were before any other, and fills itself up with others at random; so every image comes
     again. Nothing is computed for it: ``Trainer.fit`` tells the loader the losses that it has seen
-    anyway, a cross-entropy's without its label smoothing. In a loop of your own call ``observe_losses`` after each batch. An epoch that was broken
-    off begins anew with what is hardest by then.
+    anyway, those of a cross-entropy without its label smoothing. In a loop of your own call
+    ``observe_losses`` after each batch. An epoch that was broken off begins anew with what is
+    hardest by then.
 
     An epoch is that much shorter: ``len`` counts its batches, all of them whole, and to see as
     many images as before takes ``1 / share`` times the epochs, of schedules and sizes as well.
