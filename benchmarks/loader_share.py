@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import fasttricks as ft
 
@@ -25,8 +27,7 @@ import cifar10_94
 def measure(trainer: ft.Trainer, loader: ft.DeviceLoader, epoch: int, steps: int) -> dict[str, Any]:
     """Return milliseconds a step, the share of it that makes the batch, and the image size."""
     synchronize = torch.cuda.synchronize if trainer.device.type == "cuda" else lambda: None
-    loader.set_epoch(epoch)
-    batches = iter(loader)
+    batches = _again_and_again(loader, epoch)
     loading = whole = 0.0
     for step in range(steps + 2):
         start = time.perf_counter()
@@ -45,6 +46,13 @@ def measure(trainer: ft.Trainer, loader: ft.DeviceLoader, epoch: int, steps: int
         "images_per_second": loader.batch_size * steps / whole,
         "loading_share": loading / whole,
     }
+
+
+def _again_and_again(loader: ft.DeviceLoader, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches of one epoch without end; another may have images of another size."""
+    while True:
+        loader.set_epoch(epoch)
+        yield from loader
 
 
 def main() -> None:
