@@ -154,11 +154,11 @@ class Plan:
 
     def loader(self, *transforms: ft.Transform[Any], share: float = 1.0) -> ft.DeviceLoader:
         """Return the loader of shuffled, augmented, whole batches, of a share by its losses."""
-        own: dict[str, Any] = {"seed": self.seed, "device": self.device, "transforms": transforms}
+        own: dict[str, Any] = {"batch_size": self.batch_size, "transforms": transforms}
+        own |= {"seed": self.seed, "device": self.device}
         if share < 1:
-            return ft.PrunedLoader(self.train, batch_size=self.batch_size, share=share, **own)
-        own |= {"shuffle": True, "drop_last": True}
-        return ft.DeviceLoader(self.train, batch_size=self.batch_size, **own)
+            return ft.PrunedLoader(self.train, share=share, **own)
+        return ft.DeviceLoader(self.train, shuffle=True, drop_last=True, **own)
 
 
 def article_loader(

@@ -48,6 +48,11 @@ def check_integer(name: str, value: object, *, minimum: int = 0) -> int:
     return int(value)
 
 
+def is_ours(value: object) -> bool:
+    """Whether a value is of a class of the library's own, no subclass elsewhere."""
+    return type(value).__module__.startswith("fasttricks.")
+
+
 def length_of(value: object) -> int | None:
     """Return the length, or None if there is none, as of a loader of torch over a stream."""
     if not isinstance(value, Sized):

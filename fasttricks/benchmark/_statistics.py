@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fasttricks._checks import check_choice, check_number
+from fasttricks.engine._goal import is_reached
 
 # Two-sided 95 % points of Student's t for 1 to 30 degrees of freedom, as in any table of it.
 _T95 = (
@@ -82,10 +83,7 @@ def summarize(
         check_number("values", value)
     n = len(listed)
     mean = math.fsum(listed) / n
-    share = None
-    if target is not None:
-        reach = [one >= target if mode == "max" else one <= target for one in listed]
-        share = sum(reach) / n
+    share = None if target is None else sum(is_reached(v, target, mode) for v in listed) / n
     if n == 1:
         return Summary(1, mean, 0.0, None, share)
     std = math.sqrt(math.fsum((value - mean) ** 2 for value in listed) / (n - 1))

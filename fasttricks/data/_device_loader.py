@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fasttricks._checks import check_integer
+from fasttricks._checks import check_integer, is_ours
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
@@ -133,7 +133,9 @@ class DeviceLoader:
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
         self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
         self._rest = self.pipeline.transforms[self._first :]
-        self._rest_is_ours = all(map(_is_ours, self._rest))
+        self._rest_is_ours = all(
+            map(is_ours, self._rest)
+        )  # what these sample is an image's own, and little
         # an empty batch of each size goes through everything that could refuse the images, or the
         # seed, before the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -319,18 +321,13 @@ class DeviceLoader:
         return images
 
 
-def _is_ours(piece: object) -> bool:
-    """Whether it is the library's: what it samples is little, and an image's own."""
-    return type(piece).__module__.startswith("fasttricks.")
-
-
 def _name(piece: object) -> str:
     """A piece of the library with the arguments that are no defaults, another by its class alone.
 
     Its repr might hold where it lies in memory.
     """
     kind = type(piece)
-    if not is_dataclass(piece) or isinstance(piece, type) or not _is_ours(piece):
+    if not is_dataclass(piece) or isinstance(piece, type) or not is_ours(piece):
         return f"{kind.__module__}.{kind.__qualname__}"
     given = []
     for field in fields(piece):

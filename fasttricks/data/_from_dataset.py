@@ -94,13 +94,13 @@ def _pair(item: Any, index: int) -> tuple[Tensor, int]:
 
 def _of_row(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """The image and the label of a row with names, as Hugging Face's data sets give it."""
-    names = next((n for n in _IMAGE_NAMES if n in row), None), "label"
-    if names[0] is None or "label" not in row:
+    name = next((one for one in _IMAGE_NAMES if one in row), None)
+    if name is None or "label" not in row:
         raise TypeError(
             f"rows of dataset must have an image ({' or '.join(_IMAGE_NAMES)}) and a label, got "
             f"{', '.join(map(str, row))}; give pairs, such as [(row['photo'], row['kind']), ...]"
         )
-    return row[names[0]], row["label"]
+    return row[name], row["label"]
 
 
 def _as_tensor(image: Any, index: int) -> Tensor:

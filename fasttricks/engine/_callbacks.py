@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from typing_extensions import override
 
-from fasttricks._checks import check_integer
+from fasttricks._checks import check_integer, is_ours
 from fasttricks.engine._checkpoint import check_savable
 from fasttricks.engine._distributed import gather, rank
 from fasttricks.engine._files import make_folder
@@ -22,9 +22,6 @@ from fasttricks.engine._precision import all_finite
 if TYPE_CHECKING:
     from fasttricks.engine._history import Value
     from fasttricks.engine._trainer import Trainer
-
-
-_OURS = "fasttricks."
 
 
 class Callback:
@@ -139,7 +136,7 @@ class _Watcher(Callback):
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Refuse to watch a validation that there is not, unless a callback may make up for it."""
-        foreign = any(not type(one).__module__.startswith(_OURS) for one in trainer.callbacks)
+        foreign = not all(map(is_ours, trainer.callbacks))
         if self.metric in ("val_loss", "val_accuracy") and not (trainer.has_val or foreign):
             raise ValueError(
                 f"metric must be a column that the history will have, got metric={self.metric!r} "

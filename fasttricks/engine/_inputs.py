@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from fasttricks.schedules import Schedule
@@ -133,17 +132,6 @@ def schedulers_of(schedulers: Any) -> list[Any]:
                 "step needs an argument; call it in the on_epoch_end of a Callback"
             )
     return several
-
-
-def use_channels_last(model: nn.Module) -> None:
-    """Lay a model's convolution weights out in channels_last; raise a ValueError if it has none."""
-    try:
-        model.to(memory_format=torch.channels_last)
-    except RuntimeError as error:
-        raise ValueError(
-            f"channels_last must be False for {type(model).__name__}, whose weights have no such "
-            f"layout ({error})"
-        ) from error
 
 
 def check_schedule(lr: object) -> None:

@@ -66,6 +66,17 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
         optimizer.defaults |= {"fused": True, "foreach": False}
 
 
+def use_channels_last(model: nn.Module) -> None:
+    """Lay a model's convolution weights out in channels_last; raise a ValueError if it has none."""
+    try:
+        model.to(memory_format=torch.channels_last)
+    except RuntimeError as error:
+        raise ValueError(
+            f"channels_last must be False for {type(model).__name__}, whose weights have no such "
+            f"layout ({error})"
+        ) from error
+
+
 def check_tf32(device: torch.device) -> None:
     """Raise unless the device multiplies in TF32."""
     if device.type != "cuda":

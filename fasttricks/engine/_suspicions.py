@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._lists import parameters_of
 from fasttricks.lr_scheduler import ScheduledGroups
+from fasttricks.lr_scheduler._scheduled_groups import as_list, longest
 from fasttricks.schedules import Schedule
 
 if TYPE_CHECKING:
@@ -93,14 +94,13 @@ def _warn_of_schedules(trainer: Trainer, level: int) -> None:
 
 def _faded_after(given: Schedule | Sequence[Schedule]) -> int | None:
     """Return after how many updates all rates have faded to a hundredth; None if they never do."""
-    schedules = [given] if isinstance(given, Schedule) else list(given)
-    lengths = [one.length for one in schedules]
-    known = [length for length in lengths if length is not None]
-    if len(known) < len(lengths):
+    schedules = as_list(given)
+    length = longest(schedules)
+    if length is None:
         return None
-    steps = torch.arange(max(known), dtype=torch.float64)
+    steps = torch.arange(length, dtype=torch.float64)
     rates = [one(steps) for one in schedules]
-    return max(known) if all(one[-1] < _FADED * one.max() for one in rates) else None
+    return length if all(one[-1] < _FADED * one.max() for one in rates) else None
 
 
 def _warn(text: str, level: int) -> None:

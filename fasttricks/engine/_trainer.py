@@ -54,7 +54,6 @@ from fasttricks.engine._inputs import (
     inputs_of,
     optimizers_of,
     schedulers_of,
-    use_channels_last,
 )
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._observe import Observer, observer_of
@@ -66,7 +65,14 @@ from fasttricks.engine._precision import (
     gradients_are_finite,
 )
 from fasttricks.engine._progress import Progress
-from fasttricks.engine._speed import RECORDING, check_tf32, records_graphs, tf32_matmul, use_fused
+from fasttricks.engine._speed import (
+    RECORDING,
+    check_tf32,
+    records_graphs,
+    tf32_matmul,
+    use_channels_last,
+    use_fused,
+)
 from fasttricks.engine._suspicions import warn_before_fit, warn_of_rates
 from fasttricks.engine._totals import Metric, Totals, check_names
 from fasttricks.lr_scheduler import ScheduledGroups
@@ -330,7 +336,7 @@ class Trainer:
             self.totals.add(*part)
         if world_size() > 1:
             self.totals.add_fault(loss)
-        if self.fused:
+        if self.fused and not self._gradients.updates:
             begin_momenta(self.optimizers)
         if self._gradients.updates or self.precision.step(self.optimizers, max_norm=self.grad_clip):
             self.step_count += 1

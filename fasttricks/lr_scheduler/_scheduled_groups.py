@@ -71,7 +71,8 @@ class ScheduledGroups(LRScheduler):
             name: given if isinstance(given, Schedule) else tuple(given)
             for name, given in schedules.items()
         }
-        self._total = self._longest() if total_steps is None else total_steps
+        every = [one for given in self.schedules.values() for one in as_list(given)]
+        self._total = longest(every) if total_steps is None else total_steps
         if self._total is not None:
             # Without an end there is no such attribute, as in torch: others look for it.
             self.total_steps = check_integer("total_steps", self._total, minimum=1)
@@ -180,15 +181,6 @@ class ScheduledGroups(LRScheduler):
         self.last_epoch, self._last = update, values
         self._step_count = update + 1  # torch's name, which wrappers such as Accelerate's read
 
-    def _longest(self) -> int | None:
-        lengths = [
-            schedule.length
-            for given in self.schedules.values()
-            for schedule in ((given,) if isinstance(given, Schedule) else given)
-        ]
-        known = [length for length in lengths if length is not None]
-        return max(known) if len(known) == len(lengths) else None
-
     def _make_plan(self) -> None:
         """List what to evaluate and where it goes, so that equal schedules are evaluated once."""
         self._groups_planned = len(self.optimizer.param_groups)
@@ -264,6 +256,18 @@ class ScheduledGroups(LRScheduler):
                     f"{name} must be the saved one, got {name}={new} and saved {name}={old}; "
                     "allow it by allow_changes=True, which Trainer.load takes too"
                 )
+
+
+def as_list(given: Schedule | Sequence[Schedule]) -> list[Schedule]:
+    """Return the one schedule of all groups, or those of each, as a list."""
+    return [given] if isinstance(given, Schedule) else list(given)
+
+
+def longest(schedules: Iterable[Schedule]) -> int | None:
+    """Return the longest length, or None if one has no end."""
+    lengths = [schedule.length for schedule in schedules]
+    known = [length for length in lengths if length is not None]
+    return max(known) if len(known) == len(lengths) else None
 
 
 def _part_shared_entries(groups: Sequence[dict[str, Any]], names: Iterable[str]) -> None:
