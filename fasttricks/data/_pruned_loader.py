@@ -39,6 +39,9 @@ class PrunedLoader(DeviceLoader):
         transforms: As for ``DeviceLoader``.
         seed: As for ``DeviceLoader``, and of the choice.
         device: As for ``DeviceLoader``.
+        rank: As for ``DeviceLoader``.
+        world_size: As for ``DeviceLoader``. Each process must be told the losses of all of them,
+            as ``Trainer.fit`` tells them at the end of an epoch, or their choices part.
         mix: As for ``DeviceLoader``; a mixed image's loss counts for the one that it was.
         fused: As for ``DeviceLoader``.
 
@@ -69,6 +72,8 @@ class PrunedLoader(DeviceLoader):
         transforms: Sequence[Transform[Any]] = (),
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
         mix: Mix | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -88,6 +93,8 @@ class PrunedLoader(DeviceLoader):
             drop_last=True,
             seed=seed,
             device=device,
+            rank=rank,
+            world_size=world_size,
             mix=mix,
             fused=fused,
         )
@@ -136,7 +143,7 @@ class PrunedLoader(DeviceLoader):
     def _noted(self) -> Tensor:
         """Return the losses of all images, with those told since the last time."""
         for images, losses in self._told:
-            self._losses[images] = losses.to(self._losses)
+            self._losses[images.to(self.device)] = losses.to(self._losses)
         self._told.clear()
         return self._losses
 

@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fasttricks.engine._batch_loss import Loss, without_smoothing
 from fasttricks.engine._cuda_graph import Counted
-from fasttricks.engine._distributed import world_size
+from fasttricks.engine._distributed import gather, world_size
 from fasttricks.engine._speed import loss_per_image
 
-Observer = Callable[[Counted, Tensor], None]
 
+class Observer:
+    """Tells a loader the losses of each batch, where several processes train those of all of them.
 
-def observer_of(train: object, loss: Loss) -> Observer | None:
-    """Return what tells ``train.observe_losses`` those of a batch, [N], by its indices, or None.
+    Args:
+        train: The loader, with ``observe_losses(losses, indices)``.
+        loss: Mean loss of a batch, as trained with.
 
     Raises:
-        ValueError: If the loss is not told by image, or there are several processes, of which each
-            would see the losses of its share alone.
+        ValueError: If the loss is not told by image.
     """
-    observe = getattr(train, "observe_losses", None)
-    if observe is None:
-        return None
-    name = type(train).__name__
-    # By smoothed losses those that are surest would count as hard.
-    each = loss_per_image(without_smoothing(loss), f"a {name}")
-    if world_size() > 1:
-        raise ValueError(f"a {name} must train in one process, got {world_size()}")
 
-    def tell(counted: Counted, indices: Tensor) -> None:
+    def __init__(self, train: Any, loss: Loss) -> None:
+        self._train = train
+        # By smoothed losses those that are surest would count as hard.
+        self._each = loss_per_image(without_smoothing(loss), f"a {type(train).__name__}")
+        self._shares: list[tuple[Tensor, Tensor]] = []
+
+    def tell(self, counted: Counted, indices: Tensor) -> None:
+        """Note what was counted of the batch of these images."""
         with torch.no_grad():
-            losses = [each(outputs.float(), targets) for _, outputs, targets in counted]
-        observe(torch.cat(losses), indices)
+            each = [self._each(outputs.float(), targets) for _, outputs, targets in counted]
+        losses = torch.cat(each)
+        if world_size() == 1:
+            self._train.observe_losses(losses, indices)
+        else:
+            self._shares.append((losses, indices))
 
-    return tell
+    def end_epoch(self) -> None:
+        """Tell the losses of all processes, so that each of them makes the same choice."""
+        if world_size() == 1:
+            return
+        whole = [torch.cat(tensors).cpu() for tensors in zip(*self._shares, strict=True)]
+        self._shares.clear()
+        for share in filter(None, gather(whole)):
+            self._train.observe_losses(*share)
+
+
+def observer_of(train: Iterable[Any], loss: Loss) -> Observer | None:
+    """Return what tells the loader its losses, or None for one that does not ask for them."""
+    return Observer(train, loss) if hasattr(train, "observe_losses") else None

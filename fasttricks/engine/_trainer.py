@@ -276,7 +276,7 @@ class Trainer:
         self.batch_loss = torch.tensor(math.nan, device=self.device)
         self.has_val = False
         self.stop = False
-        self._observe: Observer | None = None  # to whom a loader's losses are told
+        self._observer: Observer | None = None  # to whom a loader's losses are told
         self._indices: Tensor | None = None  # of the images of the batch that is trained on
         self._given = torch.float32  # the dtype of the last images
         self._stops = False  # what the processes have agreed on
@@ -330,8 +330,8 @@ class Trainer:
             self._gradients.take_back(self.optimizers)
             self.nonfinite_steps += 1
             return loss
-        if self._observe is not None and self._indices is not None:
-            self._observe(counted, self._indices)
+        if self._observer is not None and self._indices is not None:
+            self._observer.tell(counted, self._indices)
         for part in counted:
             self.totals.add(*part)
         if world_size() > 1:
@@ -399,7 +399,7 @@ class Trainer:
                 f"val must yield its batches anew each epoch, got {type(val).__name__}, which the "
                 "first one uses up; pass a list or loader"
             )
-        observe = observer_of(train, self.loss)
+        observer = observer_of(train, self.loss)
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
@@ -417,7 +417,7 @@ class Trainer:
             resumed.restore(self)
         both, trained = with_loss(self.model, self.loss), parameters_of(self.optimizers)
         share_tensors(list(dict.fromkeys([*both.parameters(), *trained, *both.buffers()])))
-        self._observe = observe
+        self._observer = observer
         try:
             self._call("on_fit_start")
             if resumed is not None:
@@ -434,7 +434,7 @@ class Trainer:
                 if store is not None:
                     store.epoch_ended(self, train, val)
         finally:
-            self._observe = self._indices = None
+            self._observer = self._indices = None
             self._call("on_fit_end")
         return self.history
 
@@ -575,6 +575,8 @@ class Trainer:
         # The running statistics are each process's own since the last update began, and what is
         # measured and saved is one model.
         share_tensors(list(with_loss(self.model, self.loss).buffers()))
+        if self._observer is not None:
+            self._observer.end_epoch()
         totals = self.totals
         row: dict[str, Value] = {
             "epoch": epoch,

@@ -277,13 +277,19 @@ def test_it_grows_and_mixes_as_any_loader():
     assert loader.state_dict()["losses"].isfinite().all()
 
 
-def test_a_loss_that_is_not_told_by_image_and_several_processes_are_refused(monkeypatch):
+def test_a_loss_that_is_not_told_by_image_is_refused():
     trainer = make_trainer(loss=lambda outputs, targets: F.cross_entropy(outputs, targets))
     with pytest.raises(
         ValueError, match="a PrunedLoader must come with a loss of reduction='mean'"
     ):
         trainer.fit(make_loader(classes=5), 1)
-    for room in ("_observe", "_distributed"):
-        monkeypatch.setattr(f"fasttricks.engine.{room}.world_size", lambda: 2)
-    with pytest.raises(ValueError, match="a PrunedLoader must train in one process, got 2"):
-        make_trainer().fit(make_loader(classes=5), 1)
+
+
+def test_processes_share_each_of_its_batches():
+    options = {"classes": 5, "batch_size": 6, "share": 0.5}
+    shares = [make_loader(rank=rank, world_size=2, **options) for rank in (0, 1)]
+    whole = make_loader(**options)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert torch.equal(batch[1][0::2], parts[0][1])
+        assert torch.equal(batch[1][1::2], parts[1][1])
+        assert torch.equal(whole.last_indices[1::2], shares[1].last_indices)

@@ -186,6 +186,21 @@ def normed(world, folder):
     return trainer
 
 
+def pruned(world, folder):
+    """A loader that chooses by the losses of all processes, in a run that goes on."""
+    transforms = [ft.RandomHorizontalFlip(), ft.Normalize(0.5, 0.25)]
+    for resume, epochs in ((False, 2), (True, 5)):
+        model = make_model()
+        own = {"rank": world.rank, "world_size": world.size}
+        options = {"batch_size": 5, "share": 0.5, "transforms": transforms, **own}
+        loader = ft.PrunedLoader(make_set(), **options)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        trainer = make_trainer(model, sgd, micro_batch_size=2)
+        trainer.fit(loader, epochs, checkpoints=folder / "pruned", keep=1, resume=resume)
+    trainer.model.register_buffer("losses", loader.state_dict()["losses"])
+    return trainer
+
+
 def faults(world):
     """The messages of what must fail in every process, and where."""
     messages = {}
@@ -218,7 +233,7 @@ def faults(world):
 
 
 CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
-CASES += [weighted_and_looking_ahead, normed, learned_loss, summed, logged, stopped]
+CASES += [weighted_and_looking_ahead, normed, learned_loss, summed, logged, stopped, pruned]
 
 
 def run(world, folder):
