@@ -18,13 +18,13 @@ from fasttricks.models._activation import Activation, make_activation
 from fasttricks.models._by_pixel import (
     ForCPU,
     batch_norm_by_pixel,
-    halve_quickly,
     is_by_pixel,
     max_pool_by_pixel,
+    try_halve,
 )
 from fasttricks.models._drop_path import DropPath
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
-from fasttricks.models._norm_act import norm_act_quickly
+from fasttricks.models._norm_act import try_norm_act
 from fasttricks.models._winograd import WinogradConv2d
 
 PoolPlace = Literal["none", "first", "last"]
@@ -129,8 +129,7 @@ class ConvNormAct(ForCPU, nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        on_cpu = self.made_for_cpu or isinstance(self.conv, WinogradConv2d)
-        if self.training and on_cpu and not torch.compiler.is_compiling():
+        if self._takes_cpu_path():
             return self._forward_on_cpu(x)
         x = self.conv(x)
         if self.pool == "first":
@@ -146,7 +145,7 @@ class ConvNormAct(ForCPU, nn.Module):
     def _activated(self, x: Tensor) -> Tensor:
         """What the norm and the activation make of it."""
         if not has_hooks(self.norm) and not has_hooks(self.act):
-            found = norm_act_quickly(self.norm, self.act, x)
+            found = try_norm_act(self.norm, self.act, x)
             if found is not None:
                 return found
         if not is_by_pixel(x):
@@ -235,7 +234,7 @@ def halve(x: Tensor) -> Tensor:
 
 
 def _halve_on_cpu(x: Tensor) -> Tensor:
-    found = halve_quickly(x)
+    found = try_halve(x)
     if found is not None:
         return found
     if not is_by_pixel(x):

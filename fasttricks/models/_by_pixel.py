@@ -21,6 +21,12 @@ class ForCPU:
     """A block that can be told by ``use_winograd_`` to do what is quicker on a CPU."""
 
     made_for_cpu = False
+    made_for_evaluation = False
+    training: bool
+
+    def _takes_cpu_path(self) -> bool:
+        in_mode = self.training or self.made_for_evaluation
+        return in_mode and self.made_for_cpu and not torch.compiler.is_compiling()
 
 
 def is_by_pixel(x: Tensor) -> bool:
@@ -67,11 +73,11 @@ def batch_norm_by_pixel(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     return pixels.reshape(*x.shape[2:], *x.shape[:2]).permute(2, 3, 0, 1)
 
 
-def halve_quickly(x: Tensor) -> Tensor | None:
-    """``F.max_pool2d`` with windows of 2 x 2 by passes of our own, the same to the bit.
+def try_halve(x: Tensor) -> Tensor | None:
+    """``F.max_pool2d`` with windows of 2 x 2 in compiled C++, equal to the bit, or None.
 
-    Of images to train on, by pixel or in channels_last, to such. None if they are other ones, or
-    the passes could not be compiled.
+    Takes images in [H, W, N, C] or channels_last order while gradients are recorded, and returns
+    the same order. None for any other input, and where it could not be compiled.
     """
     by_pixel = layout_for_kernels(x)
     if by_pixel is None or not x.requires_grad or min(x.shape[2:]) < 2:

@@ -34,9 +34,10 @@ KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 def are_plain_images(x: Tensor) -> bool:
     """Whether these are images on a CPU, [N, C, H, W], whose memory can be worked on as it is."""
     return (
-        not torch.compiler.is_compiling()
+        type(x) is Tensor
         and x.device.type == "cpu"
-        and type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and x.ndim == 4
         and x.numel() > 0
         and not x.is_neg()

@@ -28,11 +28,12 @@ class _Act(NamedTuple):
     alpha: float = 1.0
 
 
-def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
-    """``act(norm(x))`` by passes of our own, the same but for rounding.
+def try_norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
+    """``act(norm(x))`` in compiled C++, equal up to rounding, or None.
 
-    Of images to train on, by pixel or in channels_last, to such. None if they are other ones, if
-    the norm or the activation is none that the passes know, or if they could not be compiled.
+    Takes images in [H, W, N, C] or channels_last order, those to train on while gradients are
+    recorded and those to evaluate while none are, and returns the same order. None for any other
+    input, for a norm or activation that the C++ does not cover, and where it could not be compiled.
     """
     by_pixel = layout_for_kernels(x)
     if by_pixel is None or not isinstance(norm, nn.BatchNorm2d) or not _is_plain(norm):
@@ -40,7 +41,7 @@ def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | Non
     known = _known(act)
     if (
         known is None
-        or not torch.is_grad_enabled()
+        or torch.is_grad_enabled() != norm.training
         or x.shape[1] != norm.num_features
         or x.shape[1] % _MULTIPLE
         or x.numel() == x.shape[1]  # for which torch has an error
@@ -49,6 +50,12 @@ def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | Non
     library = kernels()
     if library is None:
         return None
+    if not norm.training:
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None:
+            return None
+        lines, _ = _lines(mean.double(), variance.double(), norm.weight, norm.bias, norm.eps)
+        return _norm_act(x, lines, known, by_pixel, library)
     y: Tensor
     y, mean, variance = _NormAct.apply(
         *(x, norm.weight, norm.bias, norm.eps), known, by_pixel, library
@@ -58,10 +65,10 @@ def norm_act_quickly(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | Non
 
 
 def act_by_pixel(act: nn.Module, x: Tensor) -> Tensor | None:
-    """``act(x)`` of images in channels_last to such by pixel, by a pass of our own.
+    """``act(x)`` in compiled C++, from channels_last to [H, W, N, C] order, or None.
 
-    None if they are other images, or if the pass does not know the activation or could not be
-    compiled.
+    None for any other input, for an activation that the C++ does not cover, and where it could not
+    be compiled.
     """
     if layout_for_kernels(x) is not False or x.shape[1] > _MOST_CHANNELS:
         return None
@@ -88,10 +95,9 @@ def _known(act: nn.Module) -> _Act | None:
 
 
 def _is_plain(norm: nn.BatchNorm2d) -> bool:
-    """Whether it is torch's own batch norm of each batch, with fp32 numbers."""
+    """Whether it is torch's own batch norm, with fp32 numbers."""
     return (
         type(norm) is nn.BatchNorm2d
-        and norm.training
         and norm.momentum is not None
         and all(p.dtype == torch.float32 for p in norm.parameters())
     )
@@ -134,13 +140,9 @@ class _NormAct(torch.autograd.Function):
         )
         first, square = parts.double().sum(0) / len(rows)
         variance = (square - first.square()).clamp_(min=0)
-        mean, deviation = first + shift, (variance + eps).sqrt()
-        scale = deviation.reciprocal() if weight is None else weight / deviation
-        norm = torch.stack([mean, scale, torch.zeros_like(mean) if bias is None else bias]).float()
-        y = empty_images(x, x.shape, by_pixel=by_pixel)
-        library.fasttricks_norm_act(
-            *(is_bf16, *act, norm.data_ptr(), x.data_ptr(), y.data_ptr()), *rows.shape
-        )
+        mean = first + shift
+        norm, deviation = _lines(mean, variance, weight, bias, eps)
+        y = _norm_act(x, norm, act, by_pixel, library)
         ctx.save_for_backward(x, norm, deviation)
         ctx.act, ctx.by_pixel, ctx.library = act, by_pixel, library
         ctx.mark_non_differentiable(mean, variance)
@@ -172,6 +174,26 @@ class _NormAct(torch.autograd.Function):
         grad_weight = (along / deviation).float() if ctx.needs_input_grad[1] else None
         grad_bias = total.float() if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _lines(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what C++ normalises by, mean, scale and bias, fp32 [3, C], and the deviation."""
+    deviation = (variance + eps).sqrt()
+    scale = deviation.reciprocal() if weight is None else weight / deviation
+    lines = torch.stack([mean, scale, torch.zeros_like(mean) if bias is None else bias])
+    return lines.float(), deviation
+
+
+def _norm_act(x: Tensor, lines: Tensor, act: _Act, by_pixel: bool, library: CDLL) -> Tensor:
+    y, rows = empty_images(x, x.shape, by_pixel=by_pixel), _rows(x, by_pixel)
+    library.fasttricks_norm_act(
+        x.dtype == torch.bfloat16,
+        *(*act, lines.data_ptr(), x.data_ptr(), y.data_ptr()),
+        *rows.shape,
+    )
+    return y
 
 
 class _ActByPixel(torch.autograd.Function):

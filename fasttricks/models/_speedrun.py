@@ -105,7 +105,7 @@ class SpeedrunNet(ForCPU, nn.Module):
     def _whitened(self, images: Tensor) -> Tensor:
         x: Tensor = self.whiten(images)
         found = None
-        if self._is_training_on_cpu() and not has_hooks(self.act):
+        if self._takes_cpu_path() and not has_hooks(self.act):
             first = next(m for m in self.groups.modules() if isinstance(m, nn.Conv2d))
             if isinstance(first, WinogradConv2d) and first.halves(x):
                 found = act_by_pixel(self.act, x)
@@ -113,13 +113,10 @@ class SpeedrunNet(ForCPU, nn.Module):
             found = self.act(x)
         return found
 
-    def _is_training_on_cpu(self) -> bool:
-        return self.training and self.made_for_cpu and not torch.compiler.is_compiling()
-
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, C, H, W] to logits [N, num_classes]."""
         x = self.forward_features(images)
-        if self._is_training_on_cpu() and is_by_pixel(x):
+        if self._takes_cpu_path() and is_by_pixel(x):
             features = max_pool_by_pixel(x, *x.shape[2:]).flatten(1)
         else:
             features = global_max_pool(x)

@@ -69,10 +69,10 @@ class WinogradConv2d(nn.Conv2d):
     Without it, or with ``FASTTRICKS_NATIVE=0`` in the environment, torch's operations do the same,
     in bf16 on maps of up to 16 pixels, with a rounding of 2 %, in fp32 on maps of up to 32.
 
-    In evaluation, in any other precision, elsewhere, compiled, on maps so small that it would not
-    halve the multiplications, and where torch was told to round the products of fp32 matrices
-    (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has no second derivative, and
-    neither ``torch.func`` nor ``make_fx`` can take it.
+    In evaluation unless ``in_evaluation`` is set, in any other precision, elsewhere, compiled, on
+    maps so small that it would not halve the multiplications, and where torch was told to round the
+    products of fp32 matrices (``torch.set_float32_matmul_precision``), it is ``nn.Conv2d``. It has
+    no second derivative, and neither ``torch.func`` nor ``make_fx`` can take it.
 
     Args:
         in_channels: C, at least 1.
@@ -84,6 +84,8 @@ class WinogradConv2d(nn.Conv2d):
         min_channels: Fewest channels, as the harmonic mean of C and K, with which it is not
             ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 32 in fp32 and 33 in bf16, or
             without a compiler 48 and 96.
+        in_evaluation: Whether evaluation goes the same way, and all else that needs no gradients:
+            False, or what ``use_winograd_`` set.
 
     Shape:
         Float images [N, C, H, W] to [N, K, H, W]: padded by 1, stride 1, no bias.
@@ -102,6 +104,7 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     min_channels: int | None = 1
+    in_evaluation = False
 
     def __init__(
         self,
@@ -157,7 +160,9 @@ class WinogradConv2d(nn.Conv2d):
 
     def _convolve(self, x: Tensor, plan: _Plan) -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            found: Tensor = _Winograd.apply(x.to(plan.way.dtype), self.weight, plan)
+            # Without gradients to come, a weight that wants none: nothing is kept for them.
+            weight = self.weight if torch.is_grad_enabled() else self.weight.detach()
+            found: Tensor = _Winograd.apply(x.to(plan.way.dtype), weight, plan)
         return found
 
     def _plan(self, x: Tensor, *, pooled: bool, halve: bool = False) -> _Plan | None:
@@ -173,15 +178,17 @@ class WinogradConv2d(nn.Conv2d):
             return None
         return _Plan(way, m, size, halve and way.native and min(size) > 1)
 
+    def _is_to_learn(self, x: Tensor) -> bool:
+        wanted = x.requires_grad or self.weight.requires_grad
+        return self.training and wanted and torch.is_grad_enabled()
+
     def _way(self, x: Tensor) -> Way | None:
         """Return how to compute, or None for torch's way."""
         applies = (
-            self.training
+            are_plain_images(x)
+            and (self.in_evaluation or self._is_to_learn(x))
             and self.bias is None  # that of a batch norm, once it is fused
-            and torch.is_grad_enabled()
-            and (x.requires_grad or self.weight.requires_grad)
             and x.dtype != torch.float64  # which autocast leaves alone
-            and are_plain_images(x)
         )
         if not applies:
             return None
@@ -203,15 +210,16 @@ class WinogradConv2d(nn.Conv2d):
         return way if channels >= _FEWEST[way] else None
 
 
-def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
-    """Make a ``WinogradConv2d`` of every convolution that it is for, in place.
+def use_winograd_(
+    model: nn.Module, *, min_channels: int | None = None, evaluation: bool = False
+) -> int:
+    """Turn every convolution that Winograd's algorithm fits into a ``WinogradConv2d``, in place.
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
-    objects, with their parameters, names, hooks and mode. A second call sets ``min_channels`` anew.
-    The library's blocks, while they train, also halve their maps then, and normalise and activate
-    them, by passes of our own where these can be compiled: the same but for rounding, and like the
-    convolutions without a second derivative. For a model on a CPU they are compiled here, and not
-    during the first step.
+    objects, with their parameters, names, hooks and mode. A second call sets the arguments anew.
+    In training, the library's blocks then also run max-pool, batch norm and activation in compiled
+    C++ where it can be built: equal up to rounding, and like the convolutions without a second
+    derivative. For a model on a CPU it is built here, and not during the first step.
 
     Args:
         model: The network.
@@ -219,6 +227,8 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
             with their product, what the transforms cost with their sum. None (default) is 32 in
             fp32 and 33 in bf16, or without a compiler 48 and 96, of which the last takes 64 to 192
             and leaves 64 to 128 as they are.
+        evaluation: Whether evaluation goes the same way, and all else that needs no gradients: in
+            less time, with the rounding of training. False (default) leaves it to torch.
 
     Returns:
         How many it made, by default those with 32 channels or more; 0 is no error.
@@ -240,8 +250,9 @@ def use_winograd_(model: nn.Module, *, min_channels: int | None = None) -> int:
             made += 1
         if isinstance(module, ForCPU):
             module.made_for_cpu = compiled = True
+            module.made_for_evaluation = evaluation
         if isinstance(module, WinogradConv2d):
-            module.min_channels = min_channels
+            module.min_channels, module.in_evaluation = min_channels, evaluation
             compiled = True
     if compiled and any(p.device.type == "cpu" for p in model.parameters()):
         kernels()  # now, and not during the first step

@@ -14,7 +14,7 @@ from torch import nn
 from fasttricks.models import CELU, use_winograd_
 from fasttricks.models._blocks import ConvNormAct, batch_norm
 from fasttricks.models._by_pixel import is_by_pixel
-from fasttricks.models._norm_act import act_by_pixel, norm_act_quickly
+from fasttricks.models._norm_act import act_by_pixel, try_norm_act
 from fasttricks.models._speedrun import speedrun_net
 
 ACTS = {
@@ -62,7 +62,7 @@ def test_it_equals_torchs_norm_and_activation(act, dtype, make, channels, images
     x = (draw(images, channels, size, size + 1) * 2 + 3).to(dtype)
     grad = draw(*x.shape, seed=1).to(dtype)
     leaf = make(x).requires_grad_(True)
-    y = norm_act_quickly(norm, ACTS[act], leaf)
+    y = try_norm_act(norm, ACTS[act], leaf)
     y.backward(grad)
     exact = x.detach().double().requires_grad_(True)
     normalized = twin(exact)
@@ -86,7 +86,7 @@ def test_it_equals_torchs_norm_and_activation(act, dtype, make, channels, images
 def test_statistics_are_exact_far_from_zero(mean):
     norm = nn.BatchNorm2d(16)
     x = channels_last(draw(8, 16, 9, 9) + mean).requires_grad_(True)
-    y = norm_act_quickly(norm, nn.Identity(), x)
+    y = try_norm_act(norm, nn.Identity(), x)
     expected = nn.BatchNorm2d(16).double()(x.double())
     assert near(y, expected, 1e-6 if mean == 0 else 1e-3)  # a number near 1e4 has two places
     channel = y.double().permute(1, 0, 2, 3).flatten(1)
@@ -147,7 +147,7 @@ def test_statistics_are_followed_as_torch_does(why):
     )
     norm.track_running_stats = why == "no weights"
     twin = copy.deepcopy(norm)
-    torch.testing.assert_close(norm_act_quickly(norm, nn.ReLU(), x), twin(x).relu())
+    torch.testing.assert_close(try_norm_act(norm, nn.ReLU(), x), twin(x).relu())
     found, expected = dict(norm.named_buffers()), dict(twin.named_buffers())
     assert len(found) == (0 if why == "no statistics" else 3)
     torch.testing.assert_close(found, expected)
@@ -161,7 +161,7 @@ def test_gradients_come_to_what_needs_them(frozen):
     norm.bias.requires_grad_(frozen != "both parameters")
     wanted = [t for t in (x, norm.weight, norm.bias) if t.requires_grad]
     # a sum's gradient has no memory of its own
-    found = torch.autograd.grad(norm_act_quickly(norm, nn.SiLU(), x).sum(), wanted)
+    found = torch.autograd.grad(try_norm_act(norm, nn.SiLU(), x).sum(), wanted)
     expected = torch.autograd.grad(nn.SiLU()(norm(x)).sum(), wanted)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -173,7 +173,7 @@ def test_what_is_kept_may_come_back_in_another_order(make):
     grads = []
     for pack in (lambda t: t, lambda t: t.clone(memory_format=torch.contiguous_format)):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            y = norm_act_quickly(norm, nn.GELU(), leaf)
+            y = try_norm_act(norm, nn.GELU(), leaf)
         grads.append(torch.autograd.grad(y.square().sum(), leaf)[0])
     assert torch.equal(*grads)
 
@@ -181,17 +181,17 @@ def test_what_is_kept_may_come_back_in_another_order(make):
 @pytest.mark.native
 def test_torchs_default_dtype_and_device_do_not_matter():
     norm, x = nn.BatchNorm2d(16), channels_last(draw(4, 16, 5, 5)).requires_grad_(True)
-    expected = norm_act_quickly(norm, nn.SiLU(), x)
+    expected = try_norm_act(norm, nn.SiLU(), x)
     try:
         for dtype in (torch.float64, torch.bfloat16):
             torch.set_default_dtype(dtype)
-            y = norm_act_quickly(norm, nn.SiLU(), x)
+            y = try_norm_act(norm, nn.SiLU(), x)
             assert torch.equal(y, expected)
             y.sum().backward()
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.device("meta"):
-        assert torch.equal(norm_act_quickly(norm, nn.SiLU(), x), expected)
+        assert torch.equal(try_norm_act(norm, nn.SiLU(), x), expected)
 
 
 @pytest.mark.native
@@ -210,7 +210,7 @@ def test_nothing_is_written_past_the_end(dtype, channels, monkeypatch):
 
     monkeypatch.setattr("fasttricks.models._norm_act.empty_images", guarded)
     x = channels_last(draw(3, channels, 5, 7).to(dtype)).requires_grad_(True)
-    norm_act_quickly(nn.BatchNorm2d(channels), nn.SiLU(), x).sum().backward()
+    try_norm_act(nn.BatchNorm2d(channels), nn.SiLU(), x).sum().backward()
     act_by_pixel(nn.SiLU(), x)
     assert len(guards) == 3
     for guard in guards:
@@ -225,7 +225,7 @@ def test_any_number_of_threads_gives_the_same_bits(dtype):
         torch.set_num_threads(threads)
         try:
             norm, x = nn.BatchNorm2d(48), by_pixel(draw(7, 48, 9, 8).to(dtype)).requires_grad_(True)
-            y = norm_act_quickly(norm, nn.SiLU(), x)
+            y = try_norm_act(norm, nn.SiLU(), x)
             y.square().sum().backward()
             results.append((y, x.grad, norm.weight.grad, norm.bias.grad, norm.running_var))
         finally:
@@ -257,19 +257,45 @@ def others():
 
 @pytest.mark.parametrize("why", others())
 def test_elsewhere_there_is_none(why):
-    assert norm_act_quickly(*others()[why]) is None
+    assert try_norm_act(*others()[why]) is None
 
 
 def test_without_gradients_or_a_compiler_there_is_none(monkeypatch):
     norm, act, x = nn.BatchNorm2d(16), nn.SiLU(), channels_last(draw(4, 16, 5, 5))
     with torch.no_grad():
-        assert norm_act_quickly(norm, act, x) is None
+        assert try_norm_act(norm, act, x) is None
     assert act_by_pixel(nn.Tanh(), x) is None
     assert act_by_pixel(act, x.contiguous()) is None
     assert act_by_pixel(act, channels_last(draw(1, 1025, 1, 2))) is None
     monkeypatch.setattr("fasttricks.models._norm_act.kernels", lambda: None)
-    assert norm_act_quickly(norm, act, x) is None
+    assert try_norm_act(norm, act, x) is None
     assert act_by_pixel(act, x) is None
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_to_evaluate_it_is_torchs_by_the_running_statistics(act, dtype, affine):
+    norm = nn.BatchNorm2d(32, affine=affine)
+    for _ in range(3):
+        norm(2 * draw(8, 32, 5, 5).float() + 1)
+    norm.eval()
+    before = copy.deepcopy(norm.state_dict())
+    x = channels_last(draw(4, 32, 5, 5)).to(dtype)
+    with torch.no_grad():
+        found = try_norm_act(norm, ACTS[act], x)
+        expected = ACTS[act](norm(x.double().float()).to(dtype)).float()
+    assert found.dtype == dtype
+    bound = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(found.float(), expected, rtol=bound, atol=bound)
+    for name, value in norm.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert try_norm_act(norm, ACTS[act], x) is None  # with gradients it is torch's
+    with torch.no_grad():
+        assert (
+            try_norm_act(nn.BatchNorm2d(32, track_running_stats=False).eval(), nn.SiLU(), x) is None
+        )
 
 
 @pytest.mark.native

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fasttricks.models import WinogradConv2d, fuse, resnet9, speedrun_net, use_winograd_
-from fasttricks.models._by_pixel import halve_quickly, is_by_pixel
+from fasttricks.models._by_pixel import is_by_pixel, try_halve
 from fasttricks.models._kernels import kernels
 from fasttricks.models._winograd import _Plan, _Winograd
 from fasttricks.models._winograd_tiles import (
@@ -380,7 +382,7 @@ def test_images_are_halved_where_they_would_be_convolved_by_it():
     assert fast.halves(x)
     found = fast.halved(x)
     assert is_by_pixel(found)
-    assert torch.equal(found, halve_quickly(fast(x, pooled=True, by_pixel=True)))
+    assert torch.equal(found, try_halve(fast(x, pooled=True, by_pixel=True)))
     for other in (x[..., :1], x.half()):
         assert not fast.halves(other)
         assert fast.halved(other) is None
@@ -474,6 +476,60 @@ def test_in_fp32_it_is_torchs_to_four_digits_and_another_way(size):
         assert found.dtype == torch.float32
         assert not torch.equal(found, expected)
         assert (found - expected).norm() < 2e-4 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "native", [False, pytest.param(True, marks=pytest.mark.native)], ids=["torch", "native"]
+)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("make", [resnet9, partial(speedrun_net, depths=(2, 3, 2))])
+def test_evaluation_goes_the_same_way_if_it_is_asked_for(make, autocast, native, monkeypatch):
+    if not native:
+        for room in ("_winograd_transforms", "_norm_act", "_by_pixel"):
+            monkeypatch.setattr(f"fasttricks.models.{room}.kernels", lambda: None)
+    torch.manual_seed(0)
+    model, x = make(act="silu"), draw(5, 3, 32, 32).float()
+    model(x)  # for other statistics than those of the start
+    before = copy.deepcopy(model.eval().state_dict())
+    logits = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for evaluation in (None, False, True, False):
+            if evaluation is not None:
+                use_winograd_(model, evaluation=evaluation)
+            logits.append(model(x).float())
+    plain, off, on, again = logits
+    assert torch.equal(off, plain)
+    assert torch.equal(again, plain)
+    assert not torch.equal(on, plain)
+    assert (on - plain).norm() < (0.1 if autocast else 1e-3) * plain.norm()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_gradients_in_evaluation_are_torchs_if_it_goes_the_same_way():
+    torch.manual_seed(0)
+    model, x = speedrun_net(act="silu"), draw(4, 3, 32, 32).float()
+    model(x)
+    model.eval()
+    found = []
+    for evaluation in (False, True):
+        use_winograd_(model, evaluation=evaluation)
+        leaf = x.clone().requires_grad_(True)
+        found.append(torch.autograd.grad(model(leaf).square().sum(), leaf)[0])
+    assert not torch.equal(*found)
+    assert (found[1] - found[0]).norm() < 1e-2 * found[0].norm()
+
+
+def test_a_traced_network_is_torchs_also_where_evaluation_goes_the_same_way():
+    torch.manual_seed(0)
+    model, x = resnet9().eval(), draw(2, 3, 32, 32).float()
+    with torch.no_grad():
+        plain = model(x)
+        use_winograd_(model, evaluation=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is on its way out
+            traced = torch.jit.trace(model, x)
+        torch.testing.assert_close(traced(x), plain)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -88,6 +88,25 @@ def test_a_trial_is_judged_on_held_out_images_and_added_to_the_others(run, tmp_p
     assert "of 100 held-out images" in capsys.readouterr().out
 
 
+def test_both_ways_to_evaluate_a_run_are_compared(run, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 4
+    images = rng.integers(0, 64, (300, 24, 24, 3)) + 48 * labels[:, None, None, None]
+    data, output = tmp_path / "grey.npz", tmp_path / "evaluation.json"
+    images = images.astype("u1")
+    np.savez(data, x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
+    options = ["--data", data, "--epochs", 4, "--batch-size", 64, "--device", "cpu"]
+    run("../examples/cifar10_94.py", *options, "--output", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    run("evaluation.py", tmp_path / "run", "--data", data, "--output", output, "--repeats", 1)
+    rows = json.loads(output.read_text())["rows"]
+    by_views = {row["tta"]: row for row in rows if row["precision"] == record["precision"]}
+    assert by_views["none"]["accuracy"] == record["test_accuracy"]
+    assert by_views["mirror_translate"]["accuracy"] == record["test_accuracy_tta"]
+    assert all(row["other_classes"] <= 4 for row in rows)
+    assert "in another class" in capsys.readouterr().out
+
+
 def test_the_loss_of_a_trial_is_that_at_the_best_temperature(script):
     held_out = script("held_out.py")
     rng = torch.Generator().manual_seed(0)
