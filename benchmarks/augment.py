@@ -247,7 +247,7 @@ def bandwidth(image_set: ft.ImageSet, dtypes: list[str], device: torch.device) -
             break
         for number in (512, 4096, len(image_set)):
             index = torch.randperm(len(image_set))[:number].to(device)
-            table = made.recipe.sample(ft.Draws(index, seed=0), (len(index), c, h, w))
+            table = made.plan.sample(ft.Draws(index, seed=0), (len(index), c, h, w))
             # the numbers are made beforehand, as the loader does for many batches at once
             run = partial(made, index, table, torch.channels_last)
             moved = index.nbytes + table.nbytes + run().nbytes + len(index) * rows.shape[1]

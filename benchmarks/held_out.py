@@ -57,7 +57,7 @@ def try_out(
     device, flips = args.device, not args.no_flips
     plan = cifar10_94.Plan(
         train,
-        some=_shared.to_whiten_by(train, args.seed),
+        whiten_images=_shared.to_whiten_by(train, args.seed),
         flips=flips,
         epochs=args.epochs,
         batch_size=batch_size,

@@ -69,7 +69,7 @@ def main() -> None:
         torch.manual_seed(0)
         plan = cifar10_94.Plan(
             train,
-            some=train.subset(range(min(1000, len(train)))),
+            whiten_images=train.subset(range(min(1000, len(train)))),
             flips=True,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,

@@ -142,7 +142,7 @@ class Plan:
     """What a recipe needs to know: the data, and the settings of this run."""
 
     train: ft.ImageSet
-    some: ft.ImageSet  # of them, 5,000 at most, to whiten by
+    whiten_images: ft.ImageSet  # of them, 5,000 at most, to whiten by
     flips: bool
     epochs: float
     batch_size: int

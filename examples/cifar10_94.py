@@ -37,7 +37,7 @@ def speedrun(
     **network: tuple[int, ...],
 ) -> Training:
     """Muon, whitening, growing images; after airbench94_muon (Jordan 2024), Fulcrum E1 (2026)."""
-    train, some, epochs, batch = plan.train, plan.some, plan.epochs, plan.batch_size
+    train, some, epochs, batch = plan.train, plan.whiten_images, plan.epochs, plan.batch_size
     normalize = ft.Normalize(*train.mean_std())
     parts = {0: 0.75, round(grow[0] * epochs): 0.875, round(grow[1] * epochs): 1.0}
     side = min(train.image_size)
@@ -188,8 +188,18 @@ def run(args: argparse.Namespace) -> None:
     folder = args.output or Path(f"runs/{args.recipe}-{datetime.now():%Y%m%d-%H%M%S}")
     records = []
     for seed in range(args.seed, args.seed + args.runs):
-        rest = (device, seed, target, args.resume, switches)
-        plan = Plan(train, _shared.to_whiten_by(train, seed), flips, epochs, batch_size, *rest)
+        plan = Plan(
+            train,
+            whiten_images=_shared.to_whiten_by(train, seed),
+            flips=flips,
+            epochs=epochs,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            target=target,
+            resume=args.resume,
+            switches=switches,
+        )
         own = folder / f"seed-{seed}" if args.runs > 1 else folder
         records.append(run_once(args.recipe, plan, test, own))
     accuracy = ft.summarize([100 * r["test_accuracy_tta"] for r in records], target=target)

@@ -33,8 +33,19 @@ def pieces_of(
     recipe = RECIPES[name]
     few = train.subset(range(min(100, len(train))))  # their size is what matters
     batch_size = choose_batch_size(None, recipe.batch_size, few)
-    rest = (device, 0, recipe.target, False, {})
-    _, loader, _ = recipe.build(Plan(few, few, flips, recipe.epochs, batch_size, *rest))
+    plan = Plan(
+        few,
+        whiten_images=few,
+        flips=flips,
+        epochs=recipe.epochs,
+        batch_size=batch_size,
+        device=device,
+        seed=0,
+        target=recipe.target,
+        resume=False,
+        switches={},
+    )
+    _, loader, _ = recipe.build(plan)
     pieces = [
         one for one in loader.pipeline.transforms if not isinstance(one, ft.ProgressiveResize)
     ]

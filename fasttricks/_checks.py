@@ -48,7 +48,7 @@ def check_integer(name: str, value: object, *, minimum: int = 0) -> int:
     return int(value)
 
 
-def is_ours(value: object) -> bool:
+def is_library_class(value: object) -> bool:
     """Whether a value is of a class of the library's own, no subclass elsewhere."""
     return type(value).__module__.startswith("fasttricks.")
 

@@ -125,9 +125,9 @@ def lr_range_test(
         num_steps: Updates, at least 10; 100 by default.
         ramp: "exponential" (default) or "linear".
         smoothing: Share of the moving average that an update leaves, 0 to 1; 0.9 by default.
-        divergence: The test ends once the smoothed loss is this many times its minimum; 4. Where
-            a loss is not above 0, once it has risen by so many times, less one, what it had fallen
-            from the highest of its first ten.
+        divergence: The test ends once the smoothed loss exceeds this many times its minimum; 4. For
+            a loss that can be 0 or negative it ends once the loss has risen from its minimum by
+            ``divergence - 1`` times its fall, counted from the highest of its first ten values.
         precision: As for ``Trainer``; "auto" by default.
 
     Returns:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from fasttricks._axes import new_axes
 from fasttricks._checks import check_choice, check_integer
 from fasttricks.transforms import Draws, Mix, Pipeline, Transform
-from fasttricks.transforms._mix import MIX_STREAM
+from fasttricks.transforms._draws import MIX_STREAM
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fasttricks._checks import check_integer, is_ours
+from fasttricks._checks import check_integer, is_library_class
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
+from fasttricks.transforms._draws import MIX_STREAM, ORDER_STREAM
 from fasttricks.transforms._fused import prepare
-from fasttricks.transforms._mix import MIX_STREAM
 
-# The order is drawn from a stream that no transform of a pipeline reaches.
-_ORDER_STREAM = 2**32 - 1
 # For how many images the transforms' numbers are drawn at once, about: many small operations that
 # cost as much for one batch.
 _DRAWN_AT_ONCE = 2**14
@@ -61,11 +59,11 @@ class DeviceLoader:
         world_size: processes that share each batch: this one gets every ``world_size``-th of its
             images, as augmented as in one process. ``batch_size`` counts those of all.
         mix: a ``Mixup`` or a ``CutMix``, applied last; an image's partner may be any of the set.
-        fused: whether a RandomTranslate, a flip, a Cutout, a Normalize and another Cutout, in this
-            order and the Normalize at least, are one pass over the images: a kernel on CUDA, which
-            needs Triton, and on the CPU a gather from a copy of the set that is padded and
-            mirrored, for which up to 1 GiB is taken. None (the default) where it can be, True or an
-            error, False never. The batches are the same bit by bit.
+        fused: whether a RandomTranslate, a flip, a Cutout, a Normalize and a second Cutout, in this
+            order, run as one pass; all but the Normalize may be missing. On CUDA it is a kernel,
+            which needs Triton, on the CPU a gather from a padded and mirrored copy of the set of up
+            to 1 GiB. None (the default): where possible; True: an error where not; False: never.
+            The batches are the same bit for bit.
 
     Yields:
         ``(images, labels)`` on ``device``: [B, C, H, W] in ``torch.channels_last``, and int64 [B],
@@ -131,11 +129,10 @@ class DeviceLoader:
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
-        self._first = 0 if self._pass is None else len(self._pass.recipe.pieces)
+        self._first = 0 if self._pass is None else len(self._pass.plan.pieces)
         self._rest = self.pipeline.transforms[self._first :]
-        self._rest_is_ours = all(
-            map(is_ours, self._rest)
-        )  # what these sample is an image's own, and little
+        # What these sample is an image's own, and little.
+        self._rest_is_library = all(map(is_library_class, self._rest))
         # an empty batch of each size goes through everything that could refuse the images, or the
         # seed, before the first epoch
         none = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -267,7 +264,7 @@ class DeviceLoader:
     def _generator(self, epoch: int) -> torch.Generator:
         """What an epoch's order is drawn from: on the CPU, for the same one on every device."""
         draws = Draws(torch.zeros(1, dtype=torch.int64, device="cpu"), seed=self.seed, epoch=epoch)
-        high, low = draws.with_stream(_ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
+        high, low = draws.with_stream(ORDER_STREAM).integers(0, 2**24, 2)[0].tolist()
         return torch.Generator(device="cpu").manual_seed(high << 24 | low)
 
     def _batches(self, indices: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -298,8 +295,8 @@ class DeviceLoader:
         """The numbers of the fused pass, and of what comes after it if all of it is ours."""
         shape = len(index), *self._shape
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        table = None if self._pass is None else self._pass.recipe.sample(draws, shape)
-        if not self._rest_is_ours:
+        table = None if self._pass is None else self._pass.plan.sample(draws, shape)
+        if not self._rest_is_library:
             return table, None
         return table, sample_in_turn(self._rest, draws, shape, first=self._first)
 
@@ -327,7 +324,7 @@ def _name(piece: object) -> str:
     Its repr might hold where it lies in memory.
     """
     kind = type(piece)
-    if not is_dataclass(piece) or isinstance(piece, type) or not is_ours(piece):
+    if not is_dataclass(piece) or isinstance(piece, type) or not is_library_class(piece):
         return f"{kind.__module__}.{kind.__qualname__}"
     given = []
     for field in fields(piece):

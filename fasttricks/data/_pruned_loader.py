@@ -19,15 +19,15 @@ from fasttricks.transforms import Mix, Transform
 class PrunedLoader(DeviceLoader):
     """A ``DeviceLoader`` whose epochs leave out images that were easy when they were last seen.
 
-    An epoch takes the images whose loss was highest when they were last trained on, of those that
-    never were before any other, and fills itself up with others at random; so every image comes
-    again. Nothing is computed for it: ``Trainer.fit`` tells the loader the losses that it has seen
+    An epoch takes the images whose loss was highest when they were last trained on (never trained
+    on counts as highest), and fills up with a random choice of the others, so that every image
+    comes back. Nothing is computed for it: ``Trainer.fit`` hands the loader the losses that it has
     anyway, those of a cross-entropy without its label smoothing. In a loop of your own call
     ``observe_losses`` after each batch. An epoch that was broken off begins anew with what is
-    hardest by then.
+    hardest by then. The losses outlast ``set_epoch``: a new run wants a new loader.
 
-    An epoch is that much shorter: ``len`` counts its batches, all of them whole, and to see as
-    many images as before takes ``1 / share`` times the epochs, of schedules and sizes as well.
+    Epochs are shorter: ``len`` counts their batches, all of them whole. To see as many images as
+    before takes ``1 / share`` times the epochs, in schedules and ``ProgressiveResize`` as well.
 
     Args:
         image_set: As for ``DeviceLoader``.
@@ -35,13 +35,13 @@ class PrunedLoader(DeviceLoader):
         share: Share of the images that an epoch takes, above 0 to 1; two thirds by default.
         hardest: Share of the images, 0 to ``share``, that are those with the highest losses; the
             rest of an epoch is drawn from all others. Three quarters of ``share`` by default. With
-            all of it easy images never come again.
+            all of it an easy image comes again only once others have become easier than it was.
         transforms: As for ``DeviceLoader``.
         seed: As for ``DeviceLoader``, and of the choice.
         device: As for ``DeviceLoader``.
         rank: As for ``DeviceLoader``.
-        world_size: As for ``DeviceLoader``. Each process must be told the losses of all of them,
-            as ``Trainer.fit`` tells them at the end of an epoch, or their choices part.
+        world_size: As for ``DeviceLoader``. Every process must receive the losses of all, as
+            ``Trainer.fit`` sees to at the end of each epoch, or they choose different images.
         mix: As for ``DeviceLoader``; a mixed image's loss counts for the one that it was.
         fused: As for ``DeviceLoader``.
 
@@ -138,7 +138,7 @@ class PrunedLoader(DeviceLoader):
                 f"got shape {list(losses.shape)}"
             )
         # Written down once an epoch, as the host would wait for losses of another device.
-        self._told.append((images, losses.detach()))
+        self._told.append((images, losses.detach().clone()))  # which a CUDA graph may write over
 
     def _noted(self) -> Tensor:
         """Return the losses of all images, with those told since the last time."""

@@ -87,8 +87,10 @@ class _Average(Callback):
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average's tensors by name, before ``start`` those that were loaded, if any."""
-        return dict(self._loaded or {} if self.average is None else self.average.state_dict())
+        """Return the average's tensors by name; those that were loaded if they wait for a start."""
+        if self._loaded is not None or self.average is None:
+            return dict(self._loaded or {})
+        return dict(self.average.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned: now after ``start``, else when one begins."""
@@ -106,6 +108,10 @@ class _Average(Callback):
     def on_fit_end(self, trainer: Trainer) -> None:
         """Let a state that is loaded from here on wait for the next fit."""
         self._is_in_use = False
+
+    def _hand_over_at_end(self, trainer: Trainer) -> None:
+        if trainer.batches_done == trainer.total_steps:
+            self.hand_over(trainer.model, precision=trainer.precision)
 
     def _started(self) -> AveragedModel:
         if self.average is None:
@@ -195,16 +201,15 @@ class WeightAverage(_Average):
         done, total = trainer.batches_done, trainer.total_steps
         if done >= round(self.start_fraction * total) and (total - done) % self.every == 0:
             self.update(trainer.model)
-        if done == total:
-            self.hand_over(trainer.model, precision=trainer.precision)
+        self._hand_over_at_end(trainer)
 
     @override
     def on_short_epoch(self, trainer: Trainer) -> None:
         """Hand the average over if the run ends here."""
-        if trainer.batches_done == trainer.total_steps:
-            if not int(self._started().n_averaged):  # without any it would be the first weights
-                self.update(trainer.model)
-            self.hand_over(trainer.model, precision=trainer.precision)
+        is_end = trainer.batches_done == trainer.total_steps
+        if is_end and not int(self._started().n_averaged):  # without any it would be the first ones
+            self.update(trainer.model)
+        self._hand_over_at_end(trainer)
 
 
 class Lookahead(_Average):
@@ -282,14 +287,12 @@ class Lookahead(_Average):
         done, total = trainer.batches_done, trainer.total_steps
         if done % self.every == 0:
             self.update(trainer.model, share_done=done / total)
-        if done == total:
-            self.hand_over(trainer.model)
+        self._hand_over_at_end(trainer)
 
     @override
     def on_short_epoch(self, trainer: Trainer) -> None:
         """Hand the slow weights over if the run ends here."""
-        if trainer.batches_done == trainer.total_steps:
-            self.hand_over(trainer.model)
+        self._hand_over_at_end(trainer)
 
 
 class StochasticWeightAverage(_Average):
@@ -347,8 +350,7 @@ class StochasticWeightAverage(_Average):
         epoch_ends = done % trainer.steps_per_epoch == 0 or done == total
         if epoch_ends and done >= round(self.start_fraction * total):
             self.update(trainer.model)
-        if done == total:
-            self.hand_over(trainer.model, precision=trainer.precision)
+        self._hand_over_at_end(trainer)
 
 
 def _parts(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from typing_extensions import override
 
-from fasttricks._checks import check_integer, is_ours
+from fasttricks._checks import check_integer, is_library_class
 from fasttricks.engine._checkpoint import check_savable
 from fasttricks.engine._distributed import gather, rank
 from fasttricks.engine._files import make_folder
-from fasttricks.engine._goal import check_target, is_reached, way_of
+from fasttricks.engine._goal import check_target, is_reached, resolve_mode
 from fasttricks.engine._inputs import listed
 from fasttricks.engine._precision import all_finite
 
@@ -86,7 +86,7 @@ class FreezeAfter(Callback):
     """Stop training some parameters after a number of updates.
 
     Autograd then skips whatever only they needed, which for a first layer is the whole gradient of
-    the layer after it.
+    the layer after it. Where a checkpoint of before is loaded, they train again up to that number.
 
     Args:
         parameters: What to freeze, such as ``model.conv1.parameters()``; one alone will do.
@@ -104,13 +104,20 @@ class FreezeAfter(Callback):
         check_integer("steps", steps)
         self.parameters = _parameters_in(parameters)
         self.steps = steps
+        self._frozen: list[Parameter] = []  # by this callback
 
     @override
     def on_step_start(self, trainer: Trainer) -> None:
-        """Freeze when the time has come."""
+        """Freeze when the time has come, and thaw what was frozen if it is to come again."""
         if trainer.step_count >= self.steps:
-            for parameter in self.parameters:
+            training = [parameter for parameter in self.parameters if parameter.requires_grad]
+            for parameter in training:
                 parameter.requires_grad_(False)
+            self._frozen += training
+        elif self._frozen:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+            self._frozen.clear()
 
 
 def _parameters_in(given: Any) -> list[Parameter]:
@@ -131,12 +138,12 @@ class _Watcher(Callback):
 
     def __init__(self, metric: str, mode: str | None) -> None:
         self.metric = metric
-        self.mode = way_of(metric, mode)
+        self.mode = resolve_mode(metric, mode)
 
     @override
     def on_fit_start(self, trainer: Trainer) -> None:
         """Refuse to watch a validation that there is not, unless a callback may make up for it."""
-        foreign = not all(map(is_ours, trainer.callbacks))
+        foreign = not all(map(is_library_class, trainer.callbacks))
         if self.metric in ("val_loss", "val_accuracy") and not (trainer.has_val or foreign):
             raise ValueError(
                 f"metric must be a column that the history will have, got metric={self.metric!r} "
@@ -180,8 +187,7 @@ class EarlyStop(_Watcher):
         metric: The history's column that is compared, "val_accuracy" by default.
         mode: "max" if higher is better, "min" if lower is; by default "min" for a column whose name
             ends in "loss", else "max".
-        patience: Epochs without a new best, at least 1, after which to stop; as many as there are
-            by default.
+        patience: Epochs without a new best, at least 1, after which to stop; no limit by default.
 
     Raises:
         ValueError: If there is neither ``target`` nor ``patience``, or one is out of its range, or

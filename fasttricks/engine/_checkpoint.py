@@ -408,10 +408,10 @@ class CheckpointFolder:
                 if _LEFTOVER.fullmatch(entry.name):
                     shutil.rmtree(entry, ignore_errors=True)
 
-    def epoch_ended(self, trainer: Trainer, *loaders: object) -> None:
-        """Write a checkpoint if it is time, and remove the oldest."""
+    def epoch_ended(self, trainer: Trainer, *loaders: object, is_last: bool) -> None:
+        """Write a checkpoint if it is time, or the run ends here, and remove the oldest."""
         epoch = len(trainer.history)
-        is_last = trainer._stops or trainer.batches_done >= trainer.total_steps
+        is_last = is_last or trainer.batches_done >= trainer.total_steps
         if trainer.epoch % self.every and not is_last:
             return
         path = self.folder / f"epoch-{epoch:04d}"

@@ -247,13 +247,13 @@ def check_optimizers(optimizers: Sequence[Optimizer], device: torch.device) -> N
             able = _has_fused_adagrad(device)
         if not able:
             raise ValueError(
-                "cuda_graph='step' must meet optimizers whose update can be recorded, such as "
+                "cuda_graph='step' needs optimizers whose update can be recorded, such as "
                 f"Muon, SGD or AdamW, got {kind}; use cuda_graph=True"
             )
         one_by_one = any(group.get("foreach") is False for group in optimizer.param_groups)
         if one_by_one and isinstance(optimizer, torch.optim.RMSprop | torch.optim.Adadelta):
             raise ValueError(
-                f"cuda_graph='step' must meet a {kind} that may use foreach, without which it "
+                f"cuda_graph='step' needs a {kind} that may use foreach, without which it "
                 "reads its rate back, got foreach=False; leave it out, or use cuda_graph=True"
             )
 
@@ -309,7 +309,7 @@ def check_settings(schedulers: Sequence[object], *, precision: str, nonfinite: s
 
 def _check_device(device: torch.device) -> None:
     if device.type != "cuda":
-        raise ValueError(f"cuda_graph must meet a model on a CUDA device, got {device.type!r}")
+        raise ValueError(f"cuda_graph needs a model on a CUDA device, got {device.type!r}")
 
 
 def _same(one: object, other: object) -> bool:

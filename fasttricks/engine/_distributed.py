@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import RandomSampler, SequentialSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from fasttricks.engine._compiled import touch_parameters
 from fasttricks.engine._lists import parameters_of
@@ -172,31 +172,58 @@ def check_shared(train: object, val: object, *, cuda_graph: bool = False) -> Non
             f"train must be shared among the {size} processes, got world_size={share}; "
             "pass rank=world.rank, world_size=world.size to the DeviceLoader"
         )
-    if getattr(val, "world_size", 1) != 1:
-        raise ValueError(
-            "val must be whole in each process, since its batches are dealt out, got a share"
-        )
+    check_whole("val", val)
     if size == 1:
         return
-    sampler = getattr(train, "sampler", None)
+    sampler = _sampler_of(train)
     if isinstance(sampler, RandomSampler | SequentialSampler):
         raise ValueError(
             f"train must be shared among the {size} processes, got a DataLoader with "
             f"{type(sampler).__name__}; pass it a torch.utils.data.DistributedSampler"
         )
     if cuda_graph:
-        raise ValueError(f"cuda_graph must train in one process, got {size}")
+        raise ValueError(f"cuda_graph must train in one process, got {size}; leave it out")
+
+
+def check_whole(name: str, batches: object) -> None:
+    """Raise unless batches that are dealt out to the processes are the same in each of them."""
+    hint = f"{name} must be whole in each process, since its batches are dealt out, got"
+    if getattr(batches, "world_size", 1) != 1:
+        raise ValueError(f"{hint} a share; leave rank and world_size out of its DeviceLoader")
+    if world_size() == 1:
+        return
+    sampler = _sampler_of(batches)
+    if isinstance(sampler, DistributedSampler):
+        raise ValueError(f"{hint} a DataLoader with a DistributedSampler; leave that out")
+    if isinstance(sampler, RandomSampler):
+        raise ValueError(f"{hint} a DataLoader that shuffles; leave that out")
+
+
+def check_equal_lengths(length: int, epochs: float) -> None:
+    """Raise in all processes unless all of them train for as many batches and epochs."""
+    found = gather((length, epochs))
+    if len(set(found)) > 1:
+        each = ", ".join(f"{count} batches and {passes:g} epochs" for count, passes in found)
+        raise ValueError(f"train and epochs must be as long in every process, got {each}")
 
 
 def set_sampler_epoch(train: object, epoch: int) -> None:
     """Have a ``DistributedSampler`` shuffle anew, which it does only when it is told the epoch."""
-    sampler: Any = getattr(train, "sampler", None)
-    if world_size() > 1 and hasattr(sampler, "set_epoch"):
+    sampler = _sampler_of(train)
+    may = world_size() > 1 or isinstance(sampler, DistributedSampler)
+    if may and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(epoch)
+
+
+def _sampler_of(loader: object) -> Any:
+    """Return the sampler of a loader, or of its batch sampler: a DataLoader's own is idle then."""
+    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    return getattr(loader, "sampler", None) if inner is None else inner
 
 
 def deal(batches: Iterable[T]) -> Iterator[T]:
     """Yield every n-th of the batches, n processes, from this process's own on."""
+    check_whole("batches", batches)
     return islice(iter(batches), rank(), None, world_size())
 
 

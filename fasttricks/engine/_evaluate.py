@@ -78,8 +78,8 @@ def predict(
         tta_share: Share of each batch's images, 0 to 1, rounded up, that are seen in more than one
             view: those whose largest probability is lowest. All by default.
         precision: How to compute, a ``Precision`` or its name; "fp32" by default.
-        dealt: The batches are every n-th of those that n processes share; the result is that of
-            all. Off by default.
+        dealt: Whether ``batches`` are this process's share of them, every n-th of n processes: then
+            the results are gathered, and each process returns those of all. Off by default.
 
     Returns:
         Logits [N, num_classes] in fp32.
@@ -159,7 +159,8 @@ def evaluate(
     device = device_of(model) if dealt and world_size() > 1 else logits.device
     mode = _evaluation_mode(loss) if isinstance(loss, nn.Module) else nullcontext()
     with mode, torch.no_grad():
-        mean = check_mean(loss(logits.to(device), targets.to(device))).item()
+        logits, targets = logits.to(device), targets.to(device)
+        mean = check_mean(loss(logits, targets)).item()
     if getattr(loss, "reduction", "mean") == "sum":
         mean /= len(targets)
     accuracy = _accuracy(logits, targets, getattr(loss, "ignore_index", None))

@@ -67,6 +67,7 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             _flush(file)
+        _flush(temporary)
         if path.exists():
             path.rename(old)
         try:

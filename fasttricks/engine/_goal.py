@@ -5,7 +5,7 @@ from __future__ import annotations
 from fasttricks._checks import check_choice, check_number
 
 
-def way_of(metric: str, mode: str | None) -> str:
+def resolve_mode(metric: str, mode: str | None) -> str:
     """Return "max" if more of a metric is better, "min" if less is; by default its name decides."""
     if mode is None:
         return "min" if metric.endswith("loss") else "max"

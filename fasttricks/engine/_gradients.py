@@ -175,7 +175,7 @@ class Gradients:
                     outputs = check_outputs(network(part))
                 loss = share(outputs.float(), part_targets)
                 trainer.precision.backward(loss)
-            losses.append(loss.detach())
+            losses.append(loss.detach().reshape(()) if loss.ndim else loss.detach())
             factor = number / len(part)
             mean = losses[-1] if isinstance(factor, float) and factor == 1 else losses[-1] * factor
             counted.append((mean, outputs.detach(), part_targets))

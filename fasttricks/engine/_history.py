@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from fasttricks.engine._files import replacing, without_nonfinite, write_json
-from fasttricks.engine._goal import check_target, is_reached, way_of
+from fasttricks.engine._goal import check_target, is_reached, resolve_mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ class History:
             41.0
         """
         check_target(target, metric)
-        mode = way_of(metric, mode)
+        mode = resolve_mode(metric, mode)
         for row, value in zip(self.rows, self[metric], strict=True):
             if value is not None and is_reached(value, target, mode):
                 return row

@@ -27,6 +27,18 @@ def by_dtype(
     return parts.values()
 
 
+def buffer_slots(model: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]:
+    """Return where a model's buffers stand: a forward pass may put other tensors there."""
+    return [(m, name, tensor) for m in model.modules() for name, tensor in m._buffers.items()]
+
+
+def refill(slots: Iterable[tuple[nn.Module, str, Tensor | None]]) -> None:
+    """Put buffers back where ``buffer_slots`` found them."""
+    for module, name, tensor in slots:
+        if module._buffers[name] is not tensor:
+            module._buffers[name] = tensor
+
+
 def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy each source into its target."""
     for own, others in by_dtype(targets, sources):

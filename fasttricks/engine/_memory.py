@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fasttricks.engine._lists import copy_each
+from fasttricks.engine._lists import buffer_slots, copy_each, refill
 
 _WORDS = (
     *("out of memory", "can't allocate memory", "defaultcpuallocator", "alloc_failed"),
@@ -31,6 +31,7 @@ class Undo:
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self._model = model
         self._device = device
+        self._slots: list[tuple[nn.Module, str, Tensor | None]] = []
         self._buffers: list[Tensor] = []
         self._copies: list[Tensor] = []
         self._random: list[Tensor] = []
@@ -38,7 +39,8 @@ class Undo:
     @torch.no_grad()
     def keep(self) -> None:
         """Keep the present state."""
-        buffers = list(self._model.buffers())
+        self._slots = buffer_slots(self._model)
+        buffers = [tensor for _, _, tensor in self._slots if tensor is not None]
         if not _same(buffers, self._buffers):
             self._buffers, self._copies = buffers, [torch.empty_like(b) for b in buffers]
         copy_each(self._copies, buffers)
@@ -49,6 +51,7 @@ class Undo:
     @torch.no_grad()
     def restore(self, *, random: bool = True) -> None:
         """Put the kept state back, that of random numbers only if asked for."""
+        refill(self._slots)
         copy_each(self._buffers, self._copies)
         if random:
             torch.set_rng_state(self._random[0])

@@ -29,12 +29,13 @@ _FROM_ZERO = (Muon, torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     """Let a trainer compile and record what it will, in updates that leave no trace.
 
-    What ``torch.compile`` and a CUDA graph cost once is not of an epoch then. They are made for a
-    batch of every size that a ``DeviceLoader`` has from here on, by its ``ProgressiveResize`` and
-    by a short last batch, with what ``FreezeAfter`` leaves to train at the first and at the last
-    update of each; of another loader for its first batch. More than eight of these in all are
-    beyond ``torch._dynamo.config.recompile_limit`` (``cache_size_limit`` in torch 2.6): raise it.
-    Without either switch it warms caches and libraries.
+    The one-time cost of ``torch.compile`` and of recording a CUDA graph then falls outside the
+    epochs. A ``DeviceLoader`` is run with every batch size and image size still to come, of a short
+    last batch and of ``ProgressiveResize``, each with the parameters that ``FreezeAfter`` leaves
+    trainable at the first and at the last update of that size; any other loader with its first
+    batch only. More than eight of these in all are beyond ``torch._dynamo.config.recompile_limit``
+    (``cache_size_limit`` in torch 2.6): raise it. Without either switch it warms caches and
+    libraries.
 
     With ``cuda_graph="step"`` the states of Muon, SGD, Adam and AdamW are there afterwards and hold
     zeros, as they would begin; the updates of others are recorded once more in training.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -15,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._batch_loss import with_loss
-from fasttricks.engine._lists import parameters_of
+from fasttricks.engine._lists import buffer_slots, parameters_of, refill
 from fasttricks.engine._precision import Precision
-from fasttricks.engine._random import generators_of
+from fasttricks.engine._random import generators_of, random_states, restore_random_states
 
-Undo = Callable[[], None]
+Restore = Callable[[], None]
 
 
 @contextmanager
@@ -74,9 +72,10 @@ def preserve_training_state(
             restore()
 
 
-def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Undo:
+def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Restore:
     parameters = list(dict.fromkeys([*model.parameters(), *parameters_of(optimizers)]))
     values = [(t, t.detach().clone()) for t in chain(parameters, model.buffers())]
+    slots = buffer_slots(model)
     kept = [
         (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in parameters
     ]
@@ -84,6 +83,7 @@ def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Undo:
 
     @torch.no_grad()
     def restore() -> None:
+        refill(slots)
         for tensor, value in values:
             tensor.copy_(value)
         for parameter, trains, gradient, content in kept:
@@ -97,7 +97,7 @@ def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Undo:
     return restore
 
 
-def _keep_optimizer(optimizer: Optimizer) -> Undo:
+def _keep_optimizer(optimizer: Optimizer) -> Restore:
     state = {parameter: _keep_entries(own) for parameter, own in optimizer.state.items()}
     groups = [
         _keep_entries({name: value for name, value in group.items() if name != "params"})
@@ -131,21 +131,13 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
-def _keep_random_states(loader: object) -> list[Undo]:
-    undo: list[Undo] = []
-    cpu, python = torch.get_rng_state(), random.getstate()
-    undo += [lambda: torch.set_rng_state(cpu), lambda: random.setstate(python)]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        cuda = torch.cuda.get_rng_state_all()
-        undo.append(lambda: torch.cuda.set_rng_state_all(cuda))
-    if "numpy" in sys.modules:
-        numpy_random = sys.modules["numpy"].random
-        numpy_state = numpy_random.get_state()
-        undo.append(lambda: numpy_random.set_state(numpy_state))
-    return undo + [_keep_generator(generator) for generator in generators_of(loader)]
+def _keep_random_states(loader: object) -> list[Restore]:
+    states = random_states()
+    generators = [_keep_generator(generator) for generator in generators_of(loader)]
+    return [lambda: restore_random_states(states), *generators]
 
 
-def _keep_generator(generator: torch.Generator) -> Undo:
+def _keep_generator(generator: torch.Generator) -> Restore:
     state = generator.get_state()
 
     def restore() -> None:

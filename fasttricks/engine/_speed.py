@@ -49,7 +49,10 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
     able = [optimizer for optimizer in optimizers if "fused" in optimizer.defaults]
     if not able:
         names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-        raise ValueError(f"fused=True must meet an optimizer that can, such as SGD, got {names}")
+        raise ValueError(
+            "fused=True needs an optimizer with a fused implementation, such as SGD or AdamW, got "
+            f"{names}; leave fused out"
+        )
     for optimizer in able:
         name = type(optimizer).__name__
         if all(group.get("fused") for group in optimizer.param_groups):
@@ -61,7 +64,10 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
             )
         for group in optimizer.param_groups:
             if group.get("foreach") or group.get("differentiable"):
-                raise ValueError(f"fused=True must not meet foreach or differentiable in {name}")
+                raise ValueError(
+                    f"fused=True goes neither with foreach nor with differentiable, got one in "
+                    f"{name}; leave those out there"
+                )
             group["fused"], group["foreach"] = True, False
         optimizer.defaults |= {"fused": True, "foreach": False}
 
@@ -80,7 +86,7 @@ def use_channels_last(model: nn.Module) -> None:
 def check_tf32(device: torch.device) -> None:
     """Raise unless the device multiplies in TF32."""
     if device.type != "cuda":
-        raise ValueError(f"tf32=True must meet a CUDA device, got device {device.type!r}")
+        raise ValueError(f"tf32=True needs a model on a CUDA device, got {device.type!r}")
 
 
 @contextmanager
@@ -107,10 +113,10 @@ def selecting(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
 
 
 def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], what: str) -> Any:
-    """Return ``loss`` as one number an image, [N], by which the hardest images are told.
+    """Return ``loss`` as a function that gives one number for each image, [N].
 
-    Of a loss with several numbers an image, such as one a pixel, it is their mean. ``what`` asks
-    for it, for messages.
+    Of a loss with several numbers an image, such as one a pixel, it is their mean. ``what`` names
+    the feature that needs it, for error messages.
 
     Raises:
         ValueError: If the loss has no ``reduction``; when it is called, if the loss has not as many
@@ -127,8 +133,8 @@ def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], what: str) -> Any:
         losses = each(outputs, targets)
         if losses.shape[:1] != outputs.shape[:1]:
             raise ValueError(
-                f"{what} must come with a loss that is told by image, got shape "
-                f"{list(losses.shape)} from reduction='none' for outputs {list(outputs.shape)}"
+                f"{what} needs a loss that gives a value for each image with reduction='none', got "
+                f"shape {list(losses.shape)} for outputs {list(outputs.shape)}"
             )
         return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 

@@ -110,7 +110,9 @@ class Totals:
         class; of others, those of a regression or with several classes an image, none counts.
         """
         for name, metric in self._metric_functions.items():
-            self._metrics[name] += metric(outputs.float(), targets) * len(targets)
+            value = metric(outputs.float(), targets)
+            value = value.reshape(()) if isinstance(value, Tensor) and value.ndim else value
+            self._metrics[name] += value * len(targets)
         self.images += len(targets)
         self._loss += loss * len(targets)
         if self._are_soft(outputs, targets):

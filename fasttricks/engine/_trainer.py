@@ -35,6 +35,7 @@ from fasttricks.engine._checkpoint import (
 from fasttricks.engine._cuda_graph import check_settings
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import (
+    check_equal_lengths,
     check_shared,
     deal,
     gather,
@@ -107,8 +108,8 @@ class Trainer:
             put into channels_last memory format unless ``channels_last`` is off.
         optimizer: One optimizer or several that step together.
         lr: A schedule for the learning rate of every group of every optimizer, all alike, with a
-            warning if their rates differ. For other entries, or a schedule per group, pass
-            ``ScheduledGroups`` in ``schedulers``.
+            warning if those of one optimizer differ. For other entries, or a schedule per group or
+            optimizer, pass ``ScheduledGroups`` in ``schedulers``.
         schedulers: Objects whose ``step()`` is called after each update.
         loss: Maps (outputs, targets) to the mean loss over the images; cross-entropy by default.
             ``val`` is measured by it too, a cross-entropy without its label smoothing.
@@ -125,13 +126,13 @@ class Trainer:
         grad_clip: Largest norm of all gradients together; longer ones are scaled down to it.
         select: Share of each batch that is trained on, above 0 to 1: a forward pass without
             gradients finds the images with the highest losses, the mean of each image's own where
-            there are several. Needs a loss with a ``reduction``.
+            there are several. Needs a loss with ``reduction="mean"``.
         nonfinite: What a NaN or infinite loss does: "raise" (default) ends ``fit``, "skip" leaves
             that update out, also for gradients that are not finite, with weights, statistics and
             schedules as they were, at the price of waiting for the device in every update.
-        oom: What an update does that runs out of memory: "halve" (default) the micro-batch, with a
-            warning, and start over with nothing lost, or "raise", as it does wherever a CUDA graph
-            holds the memory.
+        oom: What an update does whose forward or backward pass runs out of memory: "halve"
+            (default) the micro-batch, with a warning, and start over with nothing lost, or "raise",
+            as it does wherever a CUDA graph holds the memory.
         compile: Train through ``torch.compile``: True, or a mode or backend by name; every image
             size is compiled for itself. Evaluation runs the module as it is. Off by default.
         fused: Use the fused implementation of the optimizers that have one; off by default.
@@ -232,18 +233,9 @@ class Trainer:
         self.compile, self.fused, self.tf32 = compile, fused, tf32
         if tf32:
             check_tf32(self.device)
-        if fused:
-            use_fused(self.optimizers)
-        if channels_last:
-            use_channels_last(model)
-            for one in self.optimizers:
-                match_layouts(one)  # of one that has been in use
         self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
             check_schedule(lr)
-            warn_of_rates(self.optimizers, level=3)
-            self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
-        self.settings = [settings_of(one) for one in self.optimizers]
         if cuda_graph == "step":
             check_settings(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
         if cuda_graph and compile in RECORDING:
@@ -257,6 +249,17 @@ class Trainer:
                 f"gradients of one part the next would write over, got compile={compile!r}; use "
                 "True or 'max-autotune-no-cudagraphs'"
             )
+        # From here on the model and the optimizers are changed, once all of this has been checked.
+        if fused:
+            use_fused(self.optimizers)
+        if channels_last:
+            use_channels_last(model)
+            for one in self.optimizers:
+                match_layouts(one)  # of one that has been in use
+        if lr is not None:
+            warn_of_rates(self.optimizers, level=3)
+            self.schedulers += [ScheduledGroups(one, {"lr": lr}) for one in self.optimizers]
+        self.settings = [settings_of(one) for one in self.optimizers]
         self.cuda_graph = cuda_graph
         self._gradients = Gradients(
             model,
@@ -360,10 +363,10 @@ class Trainer:
 
         Args:
             train: Iterable with a length that yields (images, targets), anew for each epoch: a
-                ``DeviceLoader``, a ``DataLoader``, a list. If it yields fewer batches than its
-                length there is a warning, and what is due at an epoch's end or the run's is done;
-                of more, with a warning too, the rest is left out. A ``PrunedLoader`` is told each
-                batch's losses; it needs a loss of ``reduction="mean"``, and a single process.
+                ``DeviceLoader``, a ``DataLoader``, a list. If an epoch yields fewer batches than
+                the length, ``fit`` warns and still does all that is due at the end of an epoch; if
+                it yields more, ``fit`` warns and leaves the rest out. A ``PrunedLoader`` receives
+                the losses of each batch, and needs a loss with ``reduction="mean"``.
             epochs: Passes over ``train``, more than 0; a fraction ends within an epoch.
             val: Batches to evaluate on after each epoch; that time is not counted as training.
             checkpoints: Folder for checkpoints, ``epoch-0001`` and so on; none by default.
@@ -401,6 +404,7 @@ class Trainer:
             )
         observer = observer_of(train, self.loss)
         check_shared(train, val, cuda_graph=bool(self.cuda_graph))
+        check_equal_lengths(length, epochs)
         self.epochs, self.steps_per_epoch, self.batches_done = epochs, length, 0
         self.total_steps = max(1, round(epochs * length))
         self.stop, self.last_checkpoint = False, None
@@ -432,7 +436,7 @@ class Trainer:
                 self._train_epoch(train)
                 self._end_epoch(len(self.history) + 1, train, val)
                 if store is not None:
-                    store.epoch_ended(self, train, val)
+                    store.epoch_ended(self, train, val, is_last=self._stops)
         finally:
             self._observer = self._indices = None
             self._call("on_fit_end")
@@ -443,7 +447,7 @@ class Trainer:
     ) -> Evaluation:
         """Measure the trainer's loss, accuracy and metrics; see ``fasttricks.engine.evaluate``.
 
-        The accuracy is NaN where the targets are no classes.
+        The accuracy is NaN where the targets are no classes. Of several processes all must call it.
         """
         with epoch_kept(batches):
             return self._evaluated(batches, tta=tta, tta_share=tta_share)
@@ -466,7 +470,10 @@ class Trainer:
     def predict(
         self, batches: Iterable[Batch | Tensor], *, tta: str = "none", tta_share: float = 1.0
     ) -> Tensor:
-        """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``."""
+        """Return the logits [N, num_classes] of every image; see ``fasttricks.engine.predict``.
+
+        Of several processes all must call it.
+        """
         check_batches(batches)
         images = map(self._images_moved, map(inputs_of, deal(batches)))
         try:
@@ -486,8 +493,8 @@ class Trainer:
     def save(self, path: Path | str) -> None:
         """Write a checkpoint, a folder: all that ``load`` needs, whole or not at all.
 
-        One that a callback's ``on_epoch_end`` writes can be resumed by ``fit``; it holds what the
-        callbacks after that one were before the epoch's end.
+        Of several processes all must call it. One that a callback's ``on_epoch_end`` writes can be
+        resumed by ``fit``; it holds what the callbacks after that one were before the epoch's end.
 
         Raises:
             ValueError: If an optimizer trains a parameter of neither the model nor the loss.
@@ -499,12 +506,15 @@ class Trainer:
         """Put back what a checkpoint holds: model, optimizers, schedules, history, random states.
 
         The optimizers' numbers become the saved ones; to go on with others, set them afterwards.
+        Loaders stay where they are: in a new process call their ``set_epoch``; the losses of a
+        ``PrunedLoader`` are put back by ``fit(resume=True)`` alone.
 
         Args:
             path: The folder of a checkpoint, or one that holds several, of which the latest counts.
             allow_changes: Whether ``lr`` and other ``ScheduledGroups`` may have other schedules
                 than the saved ones, such as longer ones to go on with a run that is over; they hold
-                from the saved place on. Schedulers of torch become what they were.
+                from the saved place on. There must be as many as before, ``lr=constant(...)`` for a
+                rate that stays. Schedulers of torch become what they were.
 
         Raises:
             ValueError: If there is none, or it is damaged or of another model or optimizer, or of
@@ -591,6 +601,7 @@ class Trainer:
         if self.precision.name == "fp16" or self.nonfinite == "skip":
             row["skipped_steps"] = self.skipped_steps
         if val is not None:
+            # A loader of its own moves on, to other draws the next time; the training's may not.
             result = self.evaluate(val) if val is train else self._evaluated(val)
             row |= {
                 "val_loss": result.loss,

@@ -37,6 +37,7 @@ def trial_trainer(
         trial = copy.copy(model)
         trial.schedulers, trial.callbacks, trial.history = [], [], History()
         trial.totals = copy.deepcopy(model.totals)
+        trial._observer = None
         return trial
     if optimizer is None:
         raise TypeError("optimizer must be given with a module, got None")

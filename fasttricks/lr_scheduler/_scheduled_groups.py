@@ -235,7 +235,7 @@ class ScheduledGroups(LRScheduler):
     def _texts(self) -> dict[str, str | list[str]]:
         texts: dict[str, str | list[str]] = {}
         for name, given in self.schedules.items():
-            each = [repr(given)] if isinstance(given, Schedule) else [repr(one) for one in given]
+            each = [repr(one) for one in as_list(given)]
             texts[name] = each if len(set(each)) > 1 else each[0]
         return texts
 

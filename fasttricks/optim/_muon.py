@@ -26,12 +26,15 @@ _ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
     "none": lambda m, k: 1.0,
 }
 
+# Of the quintic step: Jordan's, whose slope at 0 is steep.
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
 
 def orthogonalize(
     matrices: Tensor,
     *,
     steps: int = 5,
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    coefficients: tuple[float, float, float] = _COEFFICIENTS,
     eps: float = 1e-7,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -129,7 +132,7 @@ class Muon(Optimizer):
         nesterov: bool = True,
         weight_decay: float = 0.0,
         ns_steps: int = 5,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: tuple[float, float, float] = _COEFFICIENTS,
         adjust_lr: str = "original",
         normalize_weights: bool = False,
     ) -> None:
@@ -168,27 +171,25 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            same_shape: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+            same_shape: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     rows, columns = len(parameter), parameter[0].numel()
                     key = (rows, columns, parameter.dtype, parameter.device)
-                    same_shape[key].append(parameter)
-            for parameters in same_shape.values():
-                self._update(parameters, group)
+                    same_shape[key].append((parameter, parameter.grad))
+            for pairs in same_shape.values():
+                self._update(pairs, group)
         return loss
 
-    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update parameters whose matrices have one shape [M, K]."""
-        stack = torch.stack(
-            [self._direction(parameter, group).flatten(1) for parameter in parameters]
-        )
+    def _update(self, pairs: list[tuple[Tensor, Tensor]], group: dict[str, Any]) -> None:
+        """Update parameters, with their gradients, whose matrices have one shape [M, K]."""
+        stack = torch.stack([self._direction(*pair, group).flatten(1) for pair in pairs])
         updates = orthogonalize(
             stack, steps=group["ns_steps"], coefficients=group["ns_coefficients"]
         )
         _, m, k = stack.shape
         rate = group["lr"] * _ADJUSTMENTS[group["adjust_lr"]](m, k)
-        for parameter, update in zip(parameters, updates, strict=True):
+        for (parameter, _), update in zip(pairs, updates, strict=True):
             if group["normalize_weights"]:
                 # A weight of zeros, as of a zero-initialised residual, stays as it is.
                 norm = torch.linalg.vector_norm(parameter).clamp_min(1e-12)
@@ -197,11 +198,8 @@ class Muon(Optimizer):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.sub_(rate * update.view(parameter.shape).to(parameter.dtype))
 
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+    def _direction(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
         """Move the momentum on by the gradient and return what is to be orthogonalised."""
-        gradient = parameter.grad
-        if gradient is None:  # pragma: no cover - step() passes only parameters with a gradient
-            raise RuntimeError("parameter has no gradient")
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fasttricks._checks import check_fraction, check_non_negative, check_positive
 from fasttricks.schedules._base import Schedule
-from fasttricks.schedules._math import Curve, Number, clamp, floor, mix, power
+from fasttricks.schedules._math import Curve, Number, clamp, floor, lerp, power
 
 
 class Cycle(Schedule):
@@ -62,7 +62,7 @@ class _Fading(_Triangular):
 
     def _value(self, step: Number) -> Number:
         step = clamp(step, 0.0, math.inf)
-        return mix(self.base_lr, self.max_lr, self._wave(step % self._period) * self._scale(step))
+        return lerp(self.base_lr, self.max_lr, self._wave(step % self._period) * self._scale(step))
 
     @abstractmethod
     def _scale(self, step: Number) -> Number:

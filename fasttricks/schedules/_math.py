@@ -67,7 +67,7 @@ def half_cosine(fraction: Number) -> Number:
     return (1 - math.cos(math.pi * fraction)) / 2
 
 
-def mix(start: float, end: float, weight: Number) -> Number:
+def lerp(start: float, end: float, weight: Number) -> Number:
     """Return ``start`` at weight 0, ``end`` at weight 1, both exactly, never a value outside."""
     # start + (end - start) * weight would miss ``end`` by a rounding: a last rate of 0 might turn
     # out below 0.
@@ -98,7 +98,7 @@ class Curve:
         for (left, start), (right, end) in pairwise(zip(self.steps, self.values, strict=True)):
             if right > left:
                 weight = clamp((step - left) / (right - left), 0.0, 1.0)
-                piece = mix(start, end, half_cosine(weight) if self.smooth else weight)
+                piece = lerp(start, end, half_cosine(weight) if self.smooth else weight)
             else:
                 piece = fill(step, end)
             result = where(step < left, result, piece)

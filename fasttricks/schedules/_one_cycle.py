@@ -10,7 +10,6 @@ from fasttricks._checks import (
     check_choice,
     check_fraction,
     check_integer,
-    check_number,
     check_positive,
 )
 from fasttricks.schedules._base import Schedule
@@ -134,5 +133,4 @@ def one_cycle(
 
 def _check_factor(name: str, value: float) -> None:
     if value != math.inf:
-        check_number(name, value)
         check_positive(name, value)

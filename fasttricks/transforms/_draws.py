@@ -21,6 +21,9 @@ _KEY_STARTS = (0x243F_6A88, 0x85A3_08D3)
 # product are the same, and the product of two such words stays inside int64.
 _MULTIPLY_1, _MULTIPLY_2 = 0x21F0_AAAD, 0xD35A_2D97 - 2**32
 
+# Streams that no transform of a pipeline reaches: a loader's order, and what it mixes.
+ORDER_STREAM, MIX_STREAM = 2**32 - 1, 2**32 - 2
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:

@@ -19,8 +19,8 @@ from fasttricks.transforms._base import Pipeline, Shape, Transform
 from fasttricks.transforms._cutout import Cutout, erase
 from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip, horizontal_flip
-from fasttricks.transforms._normalize import Normalize, normalize
-from fasttricks.transforms._translate import RandomTranslate
+from fasttricks.transforms._normalize import Normalize
+from fasttricks.transforms._translate import RandomTranslate, reflect_index
 
 # Each may be missing but Normalize. The exact classes: a subclass may do something else.
 _ORDER: tuple[tuple[type[Transform[Any]], ...], ...] = (
@@ -39,7 +39,7 @@ _CHUNK = 2**23
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PassPlan:
     """The first pieces of a pipeline, those that make one pass.
 
     Args:
@@ -110,21 +110,21 @@ class Recipe:
             pixel = torch.zeros(1, channels, 1, 1, dtype=dtype, device="cpu")
             value = erase(pixel, whole, fill=piece.fill)
             if dtype == torch.uint8:
-                value = _normalized(value, self.normalize)
+                value = self.normalize.apply(value, None)
             rows.append(value.view(1, channels).expand(piece.holes, channels))
         return torch.cat(rows)
 
 
 class Pass(Protocol):
-    """A recipe ready to run on one set of images."""
+    """A plan ready to run on one set of images."""
 
-    recipe: Recipe
+    plan: PassPlan
 
     def __call__(self, index: Tensor, table: Tensor, memory_format: torch.memory_format) -> Tensor:
         """The batch of the images ``index`` with the numbers in ``table``: [N, C, H, W]."""
 
 
-def recognize(pipeline: Pipeline) -> Recipe | None:
+def recognize(pipeline: Pipeline) -> PassPlan | None:
     """The longest start of ``pipeline`` that can be one pass; None if there is none."""
     pieces: list[Transform[Any]] = []
     rest = list(pipeline.transforms)
@@ -135,9 +135,9 @@ def recognize(pipeline: Pipeline) -> Recipe | None:
             pieces.append(rest.pop(0))
         elif Normalize in kinds:
             return None
-    recipe = Recipe(tuple(pieces))
+    plan = PassPlan(tuple(pieces))
     found = any(isinstance(piece, Normalize) for piece in pieces)
-    return recipe if found and recipe.normalize.dtype in _DTYPES else None
+    return plan if found and plan.normalize.dtype in _DTYPES else None
 
 
 def prepare(
@@ -160,18 +160,18 @@ def prepare(
         raise TypeError(f"fused must be True, False or None, got fused={fused!r}")
     if fused is False:
         return None
-    recipe, problem = recognize(pipeline), _device_problem(rows.device)
-    if recipe is None:
+    plan, problem = recognize(pipeline), _device_problem(rows.device)
+    if plan is None:
         problem = (
             "the transforms do not begin with any of RandomTranslate, a flip and Cutout, in this "
             "order, then Normalize to float32, float16 or bfloat16"
         )
-    if recipe is not None and problem is None:
+    if plan is not None and problem is None:
         none = torch.empty(0, dtype=torch.int64, device="cpu")
-        recipe.sample(Draws(none, seed=0), (0, *shape))
+        plan.sample(Draws(none, seed=0), (0, *shape))
         if rows.device.type == "cpu":
-            return TorchPass(recipe, rows, tuple(shape))
-        return _kernel(recipe, rows, tuple(shape), required=fused is True)
+            return TorchPass(plan, rows, tuple(shape))
+        return _kernel(plan, rows, tuple(shape), required=fused is True)
     if fused:
         raise ValueError(f"fused=True is not possible: {problem}; use fused=None")
     return None
@@ -186,22 +186,22 @@ class TorchPass:
     would be too large, the pieces do their work on each batch.
 
     Args:
-        recipe: the pieces.
+        plan: the pieces.
         rows: the set, uint8, shape [M, H·W·C].
         shape: (C, H, W).
         copy_limit: bytes that the copy may take.
     """
 
     def __init__(
-        self, recipe: Recipe, rows: Tensor, shape: tuple[int, ...], *, copy_limit: int = _COPY_LIMIT
+        self, plan: PassPlan, rows: Tensor, shape: tuple[int, ...], *, copy_limit: int = _COPY_LIMIT
     ) -> None:
-        self.recipe = recipe
+        self.plan = plan
         self._rows, self._shape = rows, shape
-        self._fills = recipe.fills(shape[0])
+        self._fills = plan.fills(shape[0])
         # farther than W to either side there is nothing to see
-        self._padding = 0 if recipe.translate is None else min(recipe.translate.padding, shape[2])
-        self._reflect = recipe.reflects
-        growth = (1 + recipe.flips) * (shape[2] + 2 * self._padding) / shape[2]
+        self._padding = 0 if plan.translate is None else min(plan.translate.padding, shape[2])
+        self._reflect = plan.reflects
+        growth = (1 + plan.flips) * (shape[2] + 2 * self._padding) / shape[2]
         self._alike = growth == 1
         small = self._alike or growth * rows.numel() <= copy_limit
         self._store = self._views(rows) if small else None
@@ -211,11 +211,11 @@ class TorchPass:
         c, h, w = self._shape
         table = table.to(torch.int64)
         if len(index) == 0:
-            empty = torch.empty(0, c, h, w, dtype=self.recipe.normalize.dtype, device="cpu")
+            empty = torch.empty(0, c, h, w, dtype=self.plan.normalize.dtype, device="cpu")
             return empty.contiguous(memory_format=memory_format)
-        images = _normalized(self._cropped(index, table), self.recipe.normalize)
+        images = self.plan.normalize.apply(self._cropped(index, table), None)
         pixels, first = images.permute(0, 2, 3, 1).reshape(-1), 0
-        for holes in self.recipe.holes:
+        for holes in self.plan.holes:
             boxes = table[:, _HEAD + 4 * first : _HEAD + 4 * (first + holes)]
             _erase_(pixels, boxes.reshape(-1, holes, 4), self._fills[first], self._shape)
             first += holes
@@ -225,7 +225,7 @@ class TorchPass:
     def _views(self, rows: Tensor) -> Tensor:
         """The images as they are and mirrored, padded left and right, and a row of zeros: bytes."""
         c, h, w = self._shape
-        p, count = self._padding, 1 + self.recipe.flips
+        p, count = self._padding, 1 + self.plan.flips
         if self._alike:
             return rows.reshape(-1)
         at_once = max(1, _CHUNK // rows.shape[1])
@@ -250,13 +250,13 @@ class TorchPass:
         c, h, w = self._shape
         if self._store is None:
             images = self._rows.index_select(0, index).view(-1, h, w, c).permute(0, 3, 1, 2)
-            if self.recipe.translate is not None:
-                images = self.recipe.translate.apply(images, table[:, :2])
-            return horizontal_flip(images, table[:, 2]) if self.recipe.flips else images
-        p, count = self._padding, 1 + self.recipe.flips
+            if self.plan.translate is not None:
+                images = self.plan.translate.apply(images, table[:, :2])
+            return horizontal_flip(images, table[:, 2]) if self.plan.flips else images
+        p, count = self._padding, 1 + self.plan.flips
         dy, dx, flip = table[:, :1], table[:, 1].clamp(-p, p), table[:, 2]
         y = torch.arange(h, device="cpu") + dy
-        y_seen = h - 1 - (h - 1 - y.abs()).abs() if self._reflect else y
+        y_seen = reflect_index(y, h) if self._reflect else y
         # in the mirror image, a step to the right is one to the left
         x = p + torch.where(flip == 1, -dx, dx)
         start = (((index * count + flip)[:, None] * h + y_seen) * (w + 2 * p) + x[:, None]) * c
@@ -286,10 +286,6 @@ def _erase_(pixels: Tensor, boxes: Tensor, fill: Tensor, shape: tuple[int, ...])
     pixels.index_copy_(0, place, fill.repeat(len(place) // c))
 
 
-def _normalized(images: Tensor, piece: Normalize) -> Tensor:
-    return normalize(images, mean=piece.mean, std=piece.std, dtype=piece.dtype)
-
-
 def _device_problem(device: torch.device) -> str | None:
     """Why there is no pass on ``device``; None if there is one."""
     if device.type == "cuda" and find_spec("triton") is None:
@@ -297,16 +293,16 @@ def _device_problem(device: torch.device) -> str | None:
     return None if device.type in ("cpu", "cuda") else f"there is none for {device.type} devices"
 
 
-def _kernel(recipe: Recipe, rows: Tensor, shape: tuple[int, ...], *, required: bool) -> Pass | None:
+def _kernel(plan: PassPlan, rows: Tensor, shape: tuple[int, ...], *, required: bool) -> Pass | None:
     """The pass as a kernel, seen to run; None, with a warning, where it does not."""
     draws = Draws(torch.zeros(1, dtype=torch.int64, device=rows.device), seed=0)
     try:
         # Triton is large, and missing on many machines
         from fasttricks.transforms._fused_triton import TritonPass
 
-        kernel = TritonPass(recipe, rows, shape)
+        kernel = TritonPass(plan, rows, shape)
         if len(rows):
-            kernel(draws.indices, recipe.sample(draws, (1, *shape)), torch.channels_last)
+            kernel(draws.indices, plan.sample(draws, (1, *shape)), torch.channels_last)
     # it compiles here, which needs a C compiler and a GPU that Triton knows, and says so in many
     # ways
     except Exception as error:

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fasttricks.transforms._fused import Recipe
+from fasttricks.transforms._fused import PassPlan
 from fasttricks.transforms._normalize import channel_constants
 
 # Numbers of a row that one program makes: of these, the one that leaves least of them idle.
@@ -25,18 +25,18 @@ class TritonPass:
     """The pass as one kernel: bytes are read once and numbers written once.
 
     Args:
-        recipe: the pieces.
+        plan: the pieces.
         rows: the set on a CUDA device, uint8, shape [M, H·W·C].
         shape: (C, H, W).
     """
 
-    def __init__(self, recipe: Recipe, rows: Tensor, shape: tuple[int, ...]) -> None:
-        self.recipe = recipe
+    def __init__(self, plan: PassPlan, rows: Tensor, shape: tuple[int, ...]) -> None:
+        self.plan = plan
         self._rows, self._shape = rows, shape
-        self._fills = recipe.fills(shape[0]).to(rows.device)
+        self._fills = plan.fills(shape[0]).to(rows.device)
         self._constants = channel_constants(
-            recipe.normalize.mean,
-            recipe.normalize.std,
+            plan.normalize.mean,
+            plan.normalize.std,
             scale=255,
             channels=shape[0],
             device=rows.device,
@@ -52,7 +52,7 @@ class TritonPass:
         c, h, w = self._shape
         out = torch.empty(
             (len(index), c, h, w),
-            dtype=self.recipe.normalize.dtype,
+            dtype=self.plan.normalize.dtype,
             device=self._rows.device,
             memory_format=memory_format,
         )
@@ -74,8 +74,8 @@ class TritonPass:
                 H=h,
                 W=w,
                 C=c,
-                HOLES=sum(self.recipe.holes),
-                REFLECT=self.recipe.reflects,
+                HOLES=sum(self.plan.holes),
+                REFLECT=self.plan.reflects,
                 BY_PRODUCT=self._by_product,
                 CHANNELS_LAST=memory_format == torch.channels_last,
                 ROWS=height,

@@ -19,8 +19,6 @@ from fasttricks.transforms._cutout import box_mask
 from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._layout import memory_format_of
 
-# Of the draws in a loader, in reach of no transform of its pipeline.
-MIX_STREAM = 2**32 - 2
 # A try is accepted with probability 0.95 or more: all of 8 fail once in 10^10 draws, and then the
 # last one stands.
 _TRIES = 8

@@ -88,14 +88,14 @@ def translate(images: Tensor, shifts: Tensor, *, mode: str = "reflect") -> Tenso
     rows = torch.arange(height, device=images.device) + shifts[:, :1]
     columns = torch.arange(width, device=images.device) + shifts[:, 1:]
     if mode == "reflect":
-        return take_pixels(images, _reflect(rows, height), _reflect(columns, width))
+        return take_pixels(images, reflect_index(rows, height), reflect_index(columns, width))
     moved = take_pixels(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
     outside = _outside(rows, height)[:, None, :, None] | _outside(columns, width)[:, None, None, :]
     # `moved` is this function's own copy
     return moved.masked_fill_(outside, 0)
 
 
-def _reflect(index: Tensor, size: int) -> Tensor:
+def reflect_index(index: Tensor, size: int) -> Tensor:
     """Fold -size < index < 2·size - 1 into 0..size - 1: -1 becomes 1, and size becomes size - 2."""
     last = size - 1
     return last - (last - index.abs()).abs()

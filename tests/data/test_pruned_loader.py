@@ -253,6 +253,21 @@ def test_trials_leave_its_losses_as_they_were():
     assert after == before
 
 
+def test_a_trial_within_a_run_tells_it_nothing():
+    class Tries(Callback):
+        def on_epoch_start(self, trainer):
+            lr_range_test(trainer, loader=self.loader, num_steps=10)
+
+    states = []
+    for callbacks in ([], [Tries()]):
+        loader = make_loader(classes=5, batch_size=8)
+        for callback in callbacks:
+            callback.loader = loader
+        make_trainer(callbacks=callbacks).fit(loader, 3)
+        states.append(loader.state_dict()["losses"])
+    assert torch.equal(*states)
+
+
 def test_a_look_at_it_in_between_changes_nothing():
     class Looks(Callback):
         def on_step_start(self, trainer):

@@ -9,7 +9,7 @@ import torch
 from heated_loss import Heated
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import fasttricks as ft
 from fasttricks.engine import World, distributed
@@ -76,8 +76,19 @@ def compiled(world, folder):
 def sampler(world, folder):
     model = make_model()
     data = TensorDataset(make_set().images[:16].float() / 255, make_set().labels[:16])
-    rank_sampler = DistributedSampler(data, num_replicas=world.size, rank=world.rank, shuffle=False)
+    rank_sampler = DistributedSampler(data, num_replicas=world.size, rank=world.rank)
     loader = DataLoader(data, batch_size=8 // world.size, sampler=rank_sampler)
+    trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05))
+    trainer.fit(loader, 2)
+    return trainer
+
+
+def batch_sampler(world, folder):
+    """What ``sampler`` does, by a batch sampler around it: the loader's own sampler is idle."""
+    model = make_model()
+    data = TensorDataset(make_set().images[:16].float() / 255, make_set().labels[:16])
+    inner = DistributedSampler(data, num_replicas=world.size, rank=world.rank)
+    loader = DataLoader(data, batch_sampler=BatchSampler(inner, 8 // world.size, drop_last=False))
     trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05))
     trainer.fit(loader, 2)
     return trainer
@@ -218,10 +229,25 @@ def faults(world):
                 trainer.fit(loader, 1)
             except ValueError as error:
                 messages[name] = str(error)
+        rank_sampler = DistributedSampler(data, num_replicas=world.size, rank=world.rank)
+        vals = {
+            "val": make_loader(world),
+            "val_sampler": DataLoader(data, batch_size=2, sampler=rank_sampler),
+            "val_shuffled": DataLoader(data, batch_size=2, shuffle=True),
+        }
+        for name, val in vals.items():
+            try:
+                trainer.fit(make_loader(world), 1, val=val)
+            except ValueError as error:
+                messages[name] = str(error)
         try:
-            trainer.fit(make_loader(world), 1, val=make_loader(world))
+            trainer.evaluate(vals["val_sampler"])
         except ValueError as error:
-            messages["val"] = str(error)
+            messages["evaluate"] = str(error)
+        try:
+            trainer.fit([(images, data.tensors[1])] * (1 + world.rank), 1)
+        except ValueError as error:
+            messages["lengths"] = str(error)
     batches = [(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])) for _ in range(3)]
     if world.rank == world.size - 1:  # only the last process sees it
         batches[1][0][0] = torch.nan
@@ -232,7 +258,7 @@ def faults(world):
     return messages
 
 
-CASES = [plain, parts_clipped_and_frozen, compiled, sampler, resumed, straight]
+CASES = [plain, parts_clipped_and_frozen, compiled, sampler, batch_sampler, resumed, straight]
 CASES += [weighted_and_looking_ahead, normed, learned_loss, summed, logged, stopped, pruned]
 
 

@@ -669,6 +669,19 @@ def test_after_a_fit_a_state_waits_for_the_next_and_leaves_the_last_ones_average
     assert len(trainer.history) == 1
 
 
+def test_a_state_that_waits_is_the_one_that_is_saved():
+    model, average = nn.Linear(1, 1, bias=False), WeightAverage(decay=0.5)
+    trainer = Trainer(
+        model, torch.optim.SGD([model.weight], lr=0.1), loss=nn.MSELoss(), callbacks=[average]
+    )
+    trainer.fit([(torch.ones(2, 1), torch.zeros(2, 1))], 1)
+    state = {name: value + 1 for name, value in average.state_dict().items()}
+    average.load_state_dict(state)
+    saved = average.state_dict()
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in saved.items())
+
+
 def test_there_is_no_module_before_it_starts():
     with pytest.raises(RuntimeError, match=r"call start\(model\) of Lookahead"):
         _ = Lookahead().module

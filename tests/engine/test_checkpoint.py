@@ -498,7 +498,7 @@ def test_a_death_in_the_middle_of_a_write_leaves_the_old_ones_and_the_run_goes_o
     def dying_sync(handle):
         nonlocal count
         count += 1
-        if count > 2 * 5 + writes:  # somewhere in the third checkpoint
+        if count > 2 * 6 + writes:  # somewhere in the third checkpoint
             raise Killed
         real_sync(handle)
 

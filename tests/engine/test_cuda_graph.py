@@ -494,7 +494,7 @@ BAD = [
     (momentum_scheduled, "must come with schedules of lr alone, got those of momentum"),
     (
         lambda m: {"optimizer": torch.optim.SparseAdam(m.parameters())},
-        "must meet optimizers whose update can be recorded, .* got SparseAdam; use cuda_graph=True",
+        "needs optimizers whose update can be recorded, .* got SparseAdam; use cuda_graph=True",
     ),
 ]
 
@@ -515,9 +515,7 @@ def test_fp16_is_for_forward_and_backward_pass_alone():
 @pytest.mark.parametrize("cuda_graph", [True, "step"])
 def test_a_cpu_has_no_graph(cuda_graph):
     model = make_model()
-    with pytest.raises(
-        ValueError, match="cuda_graph must meet a model on a CUDA device, got 'cpu'"
-    ):
+    with pytest.raises(ValueError, match="cuda_graph needs a model on a CUDA device, got 'cpu'"):
         Trainer(model, sgd(model), cuda_graph=cuda_graph)
 
 
@@ -525,7 +523,7 @@ def test_a_cpu_has_no_graph(cuda_graph):
 def test_an_update_that_reads_its_rate_back_is_refused(pools, kind):
     model = make_model()
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.1, foreach=False)
-    with pytest.raises(ValueError, match=f"must meet a {kind} that may use foreach, .*=False"):
+    with pytest.raises(ValueError, match=f"needs a {kind} that may use foreach, .*=False"):
         Trainer(model, optimizer, cuda_graph="step", precision="fp32", progress=False)
     Trainer(model, optimizer, cuda_graph=True, precision="fp32", progress=False)
 

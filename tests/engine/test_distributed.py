@@ -110,6 +110,10 @@ def test_what_is_not_shared_is_refused_in_every_process(folders):
         assert "the 2 processes, got world_size=1; pass rank=world.rank" in messages["whole"]
         assert "DataLoader with RandomSampler; pass it a torch.utils" in messages["sampler"]
         assert "val must be whole in each process" in messages["val"]
+        assert "got a DataLoader with a DistributedSampler" in messages["val_sampler"]
+        assert "val must be whole in each process" in messages["val_shuffled"]
+        assert "batches must be whole in each process" in messages["evaluate"]
+        assert "got 1 batches and 1 epochs, 2 batches and 1 epochs" in messages["lengths"]
 
 
 def test_a_nan_in_one_process_stops_both_at_that_update(folders):

@@ -48,6 +48,44 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
         assert torch.equal(value, second[name]), name
 
 
+class Centred(nn.Module):
+    """Puts another tensor in its buffer's place, as the centre of DINO's loss is kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(3))
+        self.register_buffer("seen", None)
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x):
+        self.center = 0.9 * self.center + 0.1 * x.detach().mean(0)
+        self.seen = x.detach().abs().amax(0)
+        return self.linear(x - self.center)
+
+
+def test_buffers_in_whose_place_others_were_put_are_put_back():
+    model = Centred()
+    center = model.center
+    with preserve_training_state(model, [torch.optim.SGD(model.parameters(), lr=0.1)]):
+        model(torch.ones(4, 3))
+        model.center.add_(1)
+    assert model.center is center
+    assert model.center.tolist() == [0, 0, 0]
+    assert model.seen is None
+
+
+def test_an_update_left_out_leaves_such_buffers_as_they_were():
+    model = Centred()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"nonfinite": "skip", "precision": "fp32", "progress": False}
+    trainer = ft.Trainer(model, sgd, **options)
+    batches = [(torch.full((4, 3), value), torch.tensor([0, 1, 0, 1])) for value in (1.0, 2.0)]
+    broken = (torch.full((4, 3), torch.nan), torch.tensor([0, 1, 0, 1]))
+    trainer.fit([batches[0], broken, batches[1]], 1)
+    assert trainer.nonfinite_steps == 1
+    torch.testing.assert_close(model.center, torch.full((3,), 0.9 * 0.1 + 0.1 * 2))
+
+
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Adagrad", "RMSprop"])
 @pytest.mark.parametrize("used", [False, True])
 def test_weights_statistics_gradients_and_optimizer_are_put_back(name, used):

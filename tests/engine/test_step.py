@@ -213,6 +213,25 @@ def test_labels_of_a_byte_take_weights_in_parts_too():
     torch.testing.assert_close(parts, whole)
 
 
+def test_a_loss_and_a_metric_of_one_number_in_a_row_train_as_any():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.s = nn.Parameter(torch.zeros(1))
+
+        def forward(self, outputs, targets):
+            return F.cross_entropy(outputs, targets) * (-self.s).exp() + self.s
+
+    model, loss = make_model(), Learned()
+    optimizer = torch.optim.SGD([*model.parameters(), loss.s], lr=0.1)
+    metrics = {"error": lambda o, t: (o.argmax(1) != t).float().mean().reshape(1)}
+    trainer = make_trainer(model, optimizer, loss=loss, metrics=metrics, micro_batch_size=3)
+    (row,) = trainer.fit(make_batches(2), 1, val=make_batches(1)).rows
+    assert loss.s.item() != 0
+    assert row["loss"] > 0
+    assert 0 <= row["error"] <= 1
+
+
 # Numbers that are not finite --------------------------------------------------------------------
 
 
@@ -408,7 +427,7 @@ def test_a_loss_that_is_not_told_by_image_cannot_select():
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     batch = (torch.zeros(4, 3, 2, 2), torch.zeros(4, 2))
-    message = r"told by image, got shape \[8\] from reduction='none' for outputs \[4, 2\]"
+    message = r"with reduction='none', got shape \[8\] for outputs \[4, 2\]"
     with pytest.raises(ValueError, match=message):
         make_trainer(model, loss=Flat(), select=0.5).step(batch)
 
@@ -503,12 +522,15 @@ BAD = [
     ({"select": 0}, "select must be greater than 0, got select=0"),
     ({"select": 1.5}, "select must be at most 1, got select=1.5"),
     ({"select": 0.5, "loss": lambda o, t: o.mean()}, "a loss of reduction='mean', such as"),
-    ({"tf32": True}, "tf32=True must meet a CUDA device, got device 'cpu'"),
-    ({"fused": True, "optimizer": lambda m: Muon([m[0].weight])}, "such as SGD, got Muon"),
+    ({"tf32": True}, "tf32=True needs a model on a CUDA device, got 'cpu'"),
+    (
+        {"fused": True, "optimizer": lambda m: Muon([m[0].weight])},
+        "AdamW, got Muon; leave fused out",
+    ),
     ({"fused": True, "optimizer": used}, "before the first update, got a used SGD"),
     (
         {"fused": True, "optimizer": lambda m: torch.optim.SGD(m.parameters(), foreach=True)},
-        "must not meet foreach",
+        "goes neither with foreach",
     ),
     ({"metrics": {"loss": F.mse_loss}}, "must not be those of the history's own columns, got 'lo"),
     ({"oom": "ignore"}, "oom must be one of 'halve', 'raise', got oom='ignore'"),

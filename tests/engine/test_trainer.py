@@ -182,6 +182,23 @@ def test_freeze_after_stops_the_parameter_at_that_update():
     assert moved == [True, True, False, False, False]
 
 
+def test_freeze_after_thaws_what_it_froze_if_its_updates_come_again(tmp_path):
+    model = make_model()
+    model[1].bias.requires_grad_(False)  # by somebody else
+    freeze = FreezeAfter([model[0].bias, model[1].bias], steps=3)
+    trainer = quiet(model, sgd(model), callbacks=[freeze])
+    trainer.save(tmp_path / "start")
+    ends = []
+    for _ in range(2):
+        trainer.load(tmp_path / "start")
+        trainer.fit(make_batches(6), epochs=1)
+        assert not model[0].bias.requires_grad
+        ends.append({name: value.clone() for name, value in model.state_dict().items()})
+    assert not model[1].bias.requires_grad
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
 def test_the_weight_average_is_that_of_its_formula_and_ends_in_the_model():
     model, weights = make_model(), []
 

@@ -95,9 +95,18 @@ def make_plan(example, images, labels, *, batch_size, epochs=4):
     train = ft.ImageSet(
         torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), classes, "test"
     )
-    rest = ("cpu", 0, 94.0, False, {"precision": "fp32"})
-    some = train.subset(range(0, len(train), -(-len(train) // 5000)))
-    return example.Plan(train, some, True, epochs, batch_size, *rest)
+    return example.Plan(
+        train,
+        whiten_images=train.subset(range(0, len(train), -(-len(train) // 5000))),
+        flips=True,
+        epochs=epochs,
+        batch_size=batch_size,
+        device="cpu",
+        seed=0,
+        target=94.0,
+        resume=False,
+        switches={"precision": "fp32"},
+    )
 
 
 def average_of(trainer):
