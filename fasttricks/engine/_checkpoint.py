@@ -153,7 +153,7 @@ class Checkpoint:
     model: dict[str, Any]
     state: dict[str, Any]
 
-    def check(self, trainer: Trainer) -> None:
+    def check(self, trainer: Trainer, *, allow_changes: bool = False) -> None:
         """Raise a ValueError unless all of it fits the trainer's parts."""
         self._check_tensors("model", trainer.model.state_dict(), self.model, _TENSORS[0])
         if self.state["loss"] is not None:
@@ -173,6 +173,12 @@ class Checkpoint:
                 kind = type(optimizer).__name__
                 text = f"its {kind} has groups of {sizes} parameters, and the trainer's {own_sizes}"
                 raise self._misfit(_STATE, text)
+        for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
+            if isinstance(scheduler, ScheduledGroups):
+                try:
+                    scheduler.check_state_dict(state or {}, allow_changes=allow_changes)
+                except ValueError as error:
+                    raise self._misfit(_STATE, str(error)) from error
 
     def _check_tensors(
         self, owner: str, mine: dict[str, Any], saved: dict[str, Any], file: str
@@ -187,7 +193,7 @@ class Checkpoint:
 
         With ``allow_changes`` schedules of ours may be others, at the same place.
         """
-        self.check(trainer)
+        self.check(trainer, allow_changes=allow_changes)
         try:
             trainer.model.load_state_dict(self.model)
             if self.state["loss"] and isinstance(trainer.loss, nn.Module):

@@ -166,16 +166,20 @@ class ScheduledGroups(LRScheduler):
             ValueError: If the state has no position, or another plan and ``allow_changes`` is
                 False.
         """
-        if "last_epoch" not in state_dict:
-            raise ValueError(f"state_dict must hold last_epoch, got the keys {list(state_dict)}")
-        if not allow_changes:
-            self._check_same(state_dict)
+        self.check_state_dict(state_dict, allow_changes=allow_changes)
         update = state_dict["last_epoch"]
         # In a SequentialLR another scheduler may be the one whose values are in the groups.
         if state_dict.get("in_force", True):
             self.step(update)
         else:
             self._go_to(update, self._values_at(update))
+
+    def check_state_dict(self, state_dict: dict[str, Any], *, allow_changes: bool = False) -> None:
+        """Raise what ``load_state_dict`` would, and change nothing."""
+        if "last_epoch" not in state_dict:
+            raise ValueError(f"state_dict must hold last_epoch, got the keys {list(state_dict)}")
+        if not allow_changes:
+            self._check_same(state_dict)
 
     def _go_to(self, update: int, values: Sequence[float]) -> None:
         self.last_epoch, self._last = update, values

@@ -900,12 +900,15 @@ def test_a_run_that_is_over_goes_on_by_a_longer_schedule(tmp_path):
 
     trainer_of(2).fit(make_loader(), 2, checkpoints=tmp_path / "short")
     longer = trainer_of(4)
+    before = [parameter.clone() for parameter in longer.model.parameters()]
     with pytest.raises(
         ValueError, match=r"total_steps=6; allow it by allow_changes=True, which .*load"
     ):
         longer.load(tmp_path / "short")
     with pytest.raises(ValueError, match="allow_changes=True"):
         longer.fit(make_loader(), 4, checkpoints=tmp_path / "short", resume=True)
+    for kept, parameter in zip(before, longer.model.parameters(), strict=True):
+        assert torch.equal(kept, parameter)  # what is refused changes nothing
     longer = trainer_of(4)
     longer.load(tmp_path / "short", allow_changes=True)
     assert longer.lr == pytest.approx(one_cycle(0.1, 4 * BATCHES)(2 * BATCHES))
