@@ -86,7 +86,8 @@ class FreezeAfter(Callback):
     """Stop training some parameters after a number of updates.
 
     Autograd then skips whatever only they needed, which for a first layer is the whole gradient of
-    the layer after it. Where a checkpoint of before is loaded, they train again up to that number.
+    the layer after it. What this callback froze trains again while the count is below ``steps``, as
+    where a checkpoint of before is loaded.
 
     Args:
         parameters: What to freeze, such as ``model.conv1.parameters()``; one alone will do.
@@ -113,11 +114,11 @@ class FreezeAfter(Callback):
             training = [parameter for parameter in self.parameters if parameter.requires_grad]
             for parameter in training:
                 parameter.requires_grad_(False)
-            self._frozen += training
-        elif self._frozen:
+            self._frozen = [*self._frozen, *training]
+        else:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
-            self._frozen.clear()
+            self._frozen = []
 
 
 def _parameters_in(given: Any) -> list[Parameter]:

@@ -67,11 +67,10 @@ class Graphed:
         *,
         updates: bool = False,
     ) -> None:
-        _check_device(device)
         self._model = model
         self._device = device
         self._optimizers = optimizers if updates else ()
-        check_optimizers(self._optimizers, device)
+        check_recordable(device, self._optimizers)
         self._filled = optimizers
         self._rates: dict[tuple[int, int], Tensor] = {}
         self._make_capturable()
@@ -238,8 +237,9 @@ class Graphed:
         begin_momenta(self._optimizers)
 
 
-def check_optimizers(optimizers: Sequence[Optimizer], device: torch.device) -> None:
-    """Raise a ValueError if an optimizer's update cannot be recorded."""
+def check_recordable(device: torch.device, optimizers: Sequence[Optimizer]) -> None:
+    """Raise a ValueError if the device records no graphs, or not an optimizer's update."""
+    _check_device(device)
     for optimizer in optimizers:
         names, kind = optimizer.defaults.keys(), type(optimizer).__name__
         able = isinstance(optimizer, Muon) or bool(names & {"capturable", "fused"})

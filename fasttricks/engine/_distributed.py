@@ -217,8 +217,10 @@ def set_sampler_epoch(train: object, epoch: int) -> None:
 
 def _sampler_of(loader: object) -> Any:
     """Return the sampler of a loader, or of its batch sampler: a DataLoader's own is idle then."""
-    inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    return getattr(loader, "sampler", None) if inner is None else inner
+    batches = getattr(loader, "batch_sampler", None)
+    inner = getattr(batches, "sampler", None)
+    found = [one for one in (inner, batches, getattr(loader, "sampler", None)) if one is not None]
+    return found[0] if found else None
 
 
 def deal(batches: Iterable[T]) -> Iterator[T]:

@@ -35,8 +35,7 @@ def buffer_slots(model: nn.Module) -> list[tuple[nn.Module, str, Tensor | None]]
 def refill(slots: Iterable[tuple[nn.Module, str, Tensor | None]]) -> None:
     """Put buffers back where ``buffer_slots`` found them."""
     for module, name, tensor in slots:
-        if module._buffers[name] is not tensor:
-            module._buffers[name] = tensor
+        module._buffers[name] = tensor
 
 
 def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:

@@ -47,6 +47,8 @@ class Undo:
         self._random = [torch.get_rng_state()]
         if self._device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(self._device))
+        elif self._device.type == "mps":
+            self._random.append(torch.mps.get_rng_state())
 
     @torch.no_grad()
     def restore(self, *, random: bool = True) -> None:
@@ -57,6 +59,8 @@ class Undo:
             torch.set_rng_state(self._random[0])
             if self._device.type == "cuda":
                 torch.cuda.set_rng_state(self._random[1], self._device)
+            elif self._device.type == "mps":
+                torch.mps.set_rng_state(self._random[1])
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:

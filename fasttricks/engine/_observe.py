@@ -15,7 +15,7 @@ from fasttricks.engine._speed import loss_per_image
 
 
 class Observer:
-    """Tells a loader the losses of each batch, where several processes train those of all of them.
+    """Hands a loader the losses of each batch; with several processes, those of all once an epoch.
 
     Args:
         train: The loader, with ``observe_losses(losses, indices)``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -62,7 +63,7 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     """
     start = time.perf_counter()
     trial = trial_trainer(trainer)
-    freezes = [one for one in trainer.callbacks if isinstance(one, FreezeAfter)]
+    freezes = [copy.copy(one) for one in trainer.callbacks if isinstance(one, FreezeAfter)]
     with without_trace(trial, loader):
         start_training(trial.model)
         for batch, update in _batches(loader):

@@ -33,7 +33,7 @@ def preserve_training_state(
 
     Kept are parameters, buffers, gradients, training flags and ``requires_grad``, of the model and
     of a loss that is a module; the optimizers' parameters, groups and state; the scale of fp16; the
-    random states of torch (CPU and CUDA), Python, and NumPy if it is loaded; and the loader's
+    random states of torch, Python, and NumPy if it is loaded; and the loader's
     place: a ``DeviceLoader``'s epoch, or the generators of a ``DataLoader`` and its sampler.
     Tensors are written in place: references to them stay good.
 

@@ -53,10 +53,13 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
             "fused=True needs an optimizer with a fused implementation, such as SGD or AdamW, got "
             f"{names}; leave fused out"
         )
-    for optimizer in able:
+    changed = [
+        optimizer
+        for optimizer in able
+        if not all(group.get("fused") for group in optimizer.param_groups)
+    ]
+    for optimizer in changed:
         name = type(optimizer).__name__
-        if all(group.get("fused") for group in optimizer.param_groups):
-            continue
         if optimizer.state:
             raise ValueError(
                 f"fused=True must come before the first update, got a used {name}; "
@@ -68,6 +71,8 @@ def use_fused(optimizers: Sequence[Optimizer]) -> None:
                     f"fused=True goes neither with foreach nor with differentiable, got one in "
                     f"{name}; leave those out there"
                 )
+    for optimizer in changed:
+        for group in optimizer.param_groups:
             group["fused"], group["foreach"] = True, False
         optimizer.defaults |= {"fused": True, "foreach": False}
 

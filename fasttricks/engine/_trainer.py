@@ -32,7 +32,7 @@ from fasttricks.engine._checkpoint import (
     save_checkpoint,
     settings_of,
 )
-from fasttricks.engine._cuda_graph import check_settings
+from fasttricks.engine._cuda_graph import check_recordable, check_settings
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import (
     check_equal_lengths,
@@ -69,7 +69,9 @@ from fasttricks.engine._progress import Progress
 from fasttricks.engine._speed import (
     RECORDING,
     check_tf32,
+    compiler,
     records_graphs,
+    selecting,
     tf32_matmul,
     use_channels_last,
     use_fused,
@@ -236,6 +238,10 @@ class Trainer:
         self.schedulers: list[Scheduler] = schedulers_of(schedulers)
         if lr is not None:
             check_schedule(lr)
+        selecting(self.loss, select)
+        compiler(compile)
+        if cuda_graph:
+            check_recordable(self.device, self.optimizers if cuda_graph == "step" else ())
         if cuda_graph == "step":
             check_settings(self.schedulers, precision=self.precision.name, nonfinite=nonfinite)
         if cuda_graph and compile in RECORDING:

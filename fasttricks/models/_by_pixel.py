@@ -32,7 +32,8 @@ class ForCPU:
 def is_by_pixel(x: Tensor) -> bool:
     """Whether images [N, C, H, W] lie in memory as [H, W, N, C], and not in channels_last too."""
     return (
-        x.ndim == 4
+        isinstance(x, Tensor)  # and not what torch.fx traces with
+        and x.ndim == 4
         and x.permute(2, 3, 0, 1).is_contiguous()
         and len(x) > 1
         and x.shape[2:].numel() > 1

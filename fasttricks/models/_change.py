@@ -12,7 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._pytree import tree_leaves
 
 from fasttricks.models._activation import ACTIVATIONS, Activation, make_activation
+from fasttricks.models._by_pixel import ForCPU
 from fasttricks.models._ghost_batch_norm import GhostBatchNorm2d
+from fasttricks.models._winograd import WinogradConv2d
 
 _KINDS = {type(make()) for name, make in ACTIVATIONS.items() if name != "identity"}
 _KINDS |= {nn.CELU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Softsign}
@@ -96,6 +98,11 @@ def fuse(model: nn.Module, images: Tensor) -> nn.Module:
         s the square root of variance + eps.
     """
     fused = copy.deepcopy(model).eval()
+    for module in fused.modules():  # by torch's way, that of a convolution with a bias
+        if isinstance(module, WinogradConv2d):
+            module.in_evaluation = False
+        if isinstance(module, ForCPU):
+            module.made_for_evaluation = False
     pairs, expected = _pairs(fused, images)
     names = {module: name for name, module in fused.named_modules()}
     for norm, conv in pairs:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import is_tracing
 
 from fasttricks import _native
 
@@ -37,7 +38,9 @@ def are_plain_images(x: Tensor) -> bool:
         type(x) is Tensor
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not is_tracing()
+        # Whoever watches torch's operations, to count or to record them, would not see C++.
+        and torch._C._len_torch_dispatch_stack() == 0
         and x.ndim == 4
         and x.numel() > 0
         and not x.is_neg()

@@ -52,8 +52,9 @@ def try_norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor | None:
         return None
     if not norm.training:
         mean, variance = norm.running_mean, norm.running_var
-        if mean is None or variance is None:
-            return None
+        fits = mean is not None and mean.shape == x.shape[1:2] and mean.device == x.device
+        if mean is None or variance is None or not fits:
+            return None  # or torch's error
         lines, _ = _lines(mean.double(), variance.double(), norm.weight, norm.bias, norm.eps)
         return _norm_act(x, lines, known, by_pixel, library)
     y: Tensor

@@ -84,7 +84,7 @@ class WinogradConv2d(nn.Conv2d):
         min_channels: Fewest channels, as the harmonic mean of C and K, with which it is not
             ``nn.Conv2d``: 1, or what ``use_winograd_`` set. None is 32 in fp32 and 33 in bf16, or
             without a compiler 48 and 96.
-        in_evaluation: Whether evaluation goes the same way, and all else that needs no gradients:
+        in_evaluation: Whether it is used in evaluation too, and in training mode under ``no_grad``:
             False, or what ``use_winograd_`` set.
 
     Shape:
@@ -217,9 +217,10 @@ def use_winograd_(
 
     Those are 3 x 3, of stride 1, padded by 1, without bias or groups. The modules stay the same
     objects, with their parameters, names, hooks and mode. A second call sets the arguments anew.
-    In training, the library's blocks then also run max-pool, batch norm and activation in compiled
-    C++ where it can be built: equal up to rounding, and like the convolutions without a second
-    derivative. For a model on a CPU it is built here, and not during the first step.
+    The library's blocks then also run max-pool, batch norm and activation in compiled C++ where it
+    can be built: equal up to rounding, and like the convolutions without a second derivative.
+    Convolutions to which ``fuse`` gave a bias stay torch's. For a model on a CPU it is built here,
+    and not during the first step.
 
     Args:
         model: The network.
@@ -227,8 +228,9 @@ def use_winograd_(
             with their product, what the transforms cost with their sum. None (default) is 32 in
             fp32 and 33 in bf16, or without a compiler 48 and 96, of which the last takes 64 to 192
             and leaves 64 to 128 as they are.
-        evaluation: Whether evaluation goes the same way, and all else that needs no gradients: in
-            less time, with the rounding of training. False (default) leaves it to torch.
+        evaluation: Whether it is used in evaluation too, with gradients or without, and in training
+            mode under ``no_grad``: in less time for batches of many images, with the rounding of
+            training and no second derivative. False (default) leaves these to torch.
 
     Returns:
         How many it made, by default those with 32 channels or more; 0 is no error.

@@ -539,6 +539,23 @@ BAD = [
 ]
 
 
+def test_what_is_refused_leaves_model_and_optimizers_as_they_were():
+    model = make_model()
+    optimizer = sgd(model)
+    other = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)
+    strides = [parameter.stride() for parameter in model.parameters()]
+    schedule = linear(0.7, 0.1, total_steps=8)
+    for bad in ({"select": 2}, {"compile": "gcc"}, {"cuda_graph": True}, {"tf32": True}):
+        with pytest.raises(ValueError, match="must|needs"):
+            make_trainer(model, optimizer, lr=schedule, fused=True, channels_last=True, **bad)
+    with pytest.raises(ValueError, match="goes neither with foreach"):
+        make_trainer(model, [optimizer, other], lr=schedule, fused=True)
+    (group,) = optimizer.param_groups
+    assert not group["fused"]
+    assert group["lr"] == pytest.approx(sgd(model).param_groups[0]["lr"])
+    assert [parameter.stride() for parameter in model.parameters()] == strides
+
+
 @pytest.mark.parametrize(("options", "message"), BAD)
 def test_bad_choices_are_named(options, message):
     options = dict(options)

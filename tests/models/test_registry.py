@@ -38,9 +38,12 @@ def test_unknown_names_and_options_are_refused_with_the_known_ones():
         build("vgg11", stem="imagenet")
 
 
+@pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize("name", ["resnet9", "resnet18", "resnet20", "vgg11", "speedrun_net"])
-def test_fx_traces_every_family(name):
+def test_fx_traces_every_family(name, winograd):
     model = build(name, num_classes=3).eval()
+    if winograd:
+        models.use_winograd_(model, evaluation=True)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))

@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fasttricks.models import WinogradConv2d, fuse, resnet9, speedrun_net, use_winograd_
+from fasttricks.models import (
+    WinogradConv2d,
+    fuse,
+    resnet9,
+    speedrun_net,
+    summary,
+    use_winograd_,
+)
+from fasttricks.models._blocks import ConvNormAct
 from fasttricks.models._by_pixel import is_by_pixel, try_halve
 from fasttricks.models._kernels import kernels
 from fasttricks.models._winograd import _Plan, _Winograd
@@ -504,6 +512,49 @@ def test_evaluation_goes_the_same_way_if_it_is_asked_for(make, autocast, native,
     assert (on - plain).norm() < (0.1 if autocast else 1e-3) * plain.norm()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_in_evaluation_blocks_keep_images_by_pixel_and_nothing_for_a_backward_pass(monkeypatch):
+    block = ConvNormAct(128, 128, norm=nn.BatchNorm2d, act=nn.SiLU).eval()
+    x = draw(4, 128, 7, 7).float()
+    wanted = []
+    apply = _Winograd.apply
+
+    def spied(images, weight, plan):
+        wanted.append(weight.requires_grad)
+        return apply(images, weight, plan)
+
+    monkeypatch.setattr(_Winograd, "apply", spied)
+    with torch.no_grad():
+        plain = block(x)
+        for evaluation in (False, True):
+            use_winograd_(block, evaluation=evaluation)
+            found = block(x)
+            assert is_by_pixel(found) == evaluation
+            torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-3)
+    assert wanted == [False]
+
+
+def test_fused_it_is_torchs_also_where_evaluation_goes_the_same_way():
+    torch.manual_seed(0)
+    model, x = resnet9(), draw(4, 3, 32, 32).float()
+    model(x)
+    plain = fuse(model, x)
+    use_winograd_(model, evaluation=True)
+    fused = fuse(model, x)
+    kinds = [[type(m) for m in net.modules()] for net in (plain, fused)]
+    assert kinds[0].count(nn.BatchNorm2d) == kinds[1].count(nn.BatchNorm2d)
+    with torch.no_grad():
+        assert torch.equal(fused(x), plain(x))
+    assert any(getattr(module, "in_evaluation", False) for module in model.modules())
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_the_multiplications_of_a_summary_are_those_of_torchs_convolutions(evaluation):
+    model = resnet9()
+    before = summary(model, (3, 32, 32)).macs
+    use_winograd_(model, evaluation=evaluation)
+    assert summary(model, (3, 32, 32)).macs == before
 
 
 def test_gradients_in_evaluation_are_torchs_if_it_goes_the_same_way():
