@@ -63,6 +63,12 @@ def length_of(value: object) -> int | None:
         return None
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise a TypeError that names the argument unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {name}={value!r}")
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     if value not in choices:

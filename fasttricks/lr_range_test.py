@@ -25,8 +25,8 @@ from fasttricks._checks import (
     length_of,
 )
 from fasttricks.engine import Trainer
+from fasttricks.engine._batch_loss import Batch, Loss
 from fasttricks.engine._evaluate import start_training
-from fasttricks.engine._trainer import Batch, Loss
 from fasttricks.engine._trial import endless, trial_trainer, without_trace
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fasttricks._checks import check_integer, is_library_class
+from fasttricks._checks import check_flag, check_integer, is_library_class
 from fasttricks.data._image_set import ImageSet
 from fasttricks.transforms import Draws, Mix, Pipeline, ProgressiveResize, Transform
 from fasttricks.transforms._base import apply_in_turn, numbers_of, sample_in_turn
@@ -107,8 +107,8 @@ class DeviceLoader:
     ) -> None:
         if not isinstance(image_set, ImageSet):
             raise TypeError(f"image_set must be an ImageSet, got {type(image_set).__name__}")
-        _check_flag("shuffle", shuffle)
-        _check_flag("drop_last", drop_last)
+        check_flag("shuffle", shuffle)
+        check_flag("drop_last", drop_last)
         if mix is not None and not isinstance(mix, Mix):
             raise TypeError(f"mix must be a Mixup or a CutMix, got mix={mix!r}")
         self.batch_size = check_integer("batch_size", batch_size, minimum=1)
@@ -129,8 +129,8 @@ class DeviceLoader:
         self._rows = storage.reshape(len(image_set), -1)
         self._labels = image_set.labels.to(self.device)
         self._pass = prepare(self.pipeline, self._rows, self._shape, fused=fused)
-        self._first = 0 if self._pass is None else len(self._pass.plan.pieces)
-        self._rest = self.pipeline.transforms[self._first :]
+        self._fused_count = 0 if self._pass is None else len(self._pass.plan.pieces)
+        self._rest = self.pipeline.transforms[self._fused_count :]
         # What these sample is an image's own, and little.
         self._rest_is_library = all(map(is_library_class, self._rest))
         # an empty batch of each size goes through everything that could refuse the images, or the
@@ -140,7 +140,7 @@ class DeviceLoader:
             self._batch(none, epoch, self._sample(none, epoch))
 
     @cached_property
-    def _images(self) -> str:
+    def _images_id(self) -> str:
         return _fingerprint(self._rows, self._labels, self._shape)
 
     def _check_share(self, number: int) -> None:
@@ -200,7 +200,7 @@ class DeviceLoader:
         pieces = [*self.pipeline.transforms, *([self.mix] if self.mix else [])]
         return {
             "seed": self.seed,
-            "images": self._images,
+            "images": self._images_id,
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
@@ -298,7 +298,7 @@ class DeviceLoader:
         table = None if self._pass is None else self._pass.plan.sample(draws, shape)
         if not self._rest_is_library:
             return table, None
-        return table, sample_in_turn(self._rest, draws, shape, first=self._first)
+        return table, sample_in_turn(self._rest, draws, shape, first=self._fused_count)
 
     def _augmented(self, index: Tensor, epoch: int, params: _Params) -> Tensor:
         """The images after all transforms."""
@@ -312,7 +312,7 @@ class DeviceLoader:
             return apply_in_turn(self._rest, images, rest)
         # What a transform of one's own samples may be of this batch, of its images' true size.
         draws = Draws(index, seed=self.seed, epoch=epoch)
-        for stream, transform in enumerate(self._rest, self._first):
+        for stream, transform in enumerate(self._rest, self._fused_count):
             own = transform.sample(draws.with_stream(stream), tuple(images.shape))
             images = transform.apply(images, own)
         return images
@@ -351,11 +351,6 @@ def _fingerprint(rows: Tensor, labels: Tensor, shape: tuple[int, ...]) -> str:
         checksum = crc32(part.cpu().numpy(), checksum)
     size = "x".join(map(str, shape))
     return f"{len(rows)} of {size} (CxHxW) with checksum {checksum:08x}"
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {name}={value!r}")
 
 
 def _usable_device(device: torch.device | str) -> torch.device:

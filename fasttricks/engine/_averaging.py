@@ -32,7 +32,8 @@ from fasttricks.engine._precision import Precision
 from fasttricks.engine._preserve import preserve_training_state
 
 if TYPE_CHECKING:
-    from fasttricks.engine._trainer import Batch, Trainer
+    from fasttricks.engine._batch_loss import Batch
+    from fasttricks.engine._trainer import Trainer
 
 
 class _Average(Callback):

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from fasttricks.engine._distributed import sum_over_processes, world_size
 
+Batch = tuple[Tensor, Tensor]  # images and targets
+# Of each part of a batch: its mean loss, outputs and targets, for the epoch's totals.
+Counted = list[tuple[Tensor, Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._batch_loss import Batch, Loss
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._inputs import check_batch, check_outputs
 from fasttricks.engine._memory import is_out_of_memory
-from fasttricks.engine._trainer import Batch, Loss, Trainer
+from fasttricks.engine._trainer import Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer, without_trace
 
 # A speed within this share of the best is as good: timings vary by about as much, and of two

@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fasttricks.engine._batch_loss import Counted
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
 from fasttricks.lr_scheduler import ScheduledGroups
 from fasttricks.optim import Muon
 
-# Of each part: its mean loss, outputs and targets, for the epoch's totals.
-Counted = list[tuple[Tensor, Tensor, Tensor]]
 Compute = Callable[[Tensor, Tensor], tuple[Tensor, Counted]]
 
 # Updates of a kind before it is recorded: kernels are chosen, workspaces and states allocated.

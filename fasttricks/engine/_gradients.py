@@ -16,9 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks.engine._batch_loss import Loss, mean_over_processes, share_of_batch, with_loss
+from fasttricks.engine._batch_loss import (
+    Batch,
+    Counted,
+    Loss,
+    mean_over_processes,
+    share_of_batch,
+    with_loss,
+)
 from fasttricks.engine._compiled import Compiled
-from fasttricks.engine._cuda_graph import Counted, Graphed
+from fasttricks.engine._cuda_graph import Graphed
 from fasttricks.engine._device import device_of
 from fasttricks.engine._distributed import Replica, average_gradients, world_size
 from fasttricks.engine._inputs import check_outputs
@@ -28,8 +35,6 @@ from fasttricks.engine._speed import compiler, hardest, records_graphs, selectin
 
 if TYPE_CHECKING:
     from fasttricks.engine._trainer import Trainer
-
-Batch = tuple[Tensor, Tensor]
 
 
 class Gradients:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttricks.engine._batch_loss import Loss, without_smoothing
-from fasttricks.engine._cuda_graph import Counted
+from fasttricks.engine._batch_loss import Counted, Loss, without_smoothing
 from fasttricks.engine._distributed import gather, world_size
 from fasttricks.engine._speed import loss_per_image
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fasttricks.data import DeviceLoader
+from fasttricks.engine._batch_loss import Batch
 from fasttricks.engine._callbacks import FreezeAfter
 from fasttricks.engine._cuda_graph import WARMUP
 from fasttricks.engine._evaluate import start_training
-from fasttricks.engine._trainer import Batch, Trainer
+from fasttricks.engine._trainer import Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer, without_trace
 from fasttricks.optim import Muon
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from fasttricks._checks import check_integer
+from fasttricks.engine._batch_loss import Batch
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._files import replacing
-from fasttricks.engine._trainer import Batch, Trainer
+from fasttricks.engine._trainer import Trainer
 from fasttricks.engine._trial import endless, synchronize, trial_trainer, without_trace
 
 _PARTS = ("data", "forward", "backward", "optimizer", "other")

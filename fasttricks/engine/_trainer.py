@@ -22,7 +22,7 @@ from fasttricks._checks import (
     check_positive,
     length_of,
 )
-from fasttricks.engine._batch_loss import Loss, with_loss
+from fasttricks.engine._batch_loss import Batch, Loss, with_loss
 from fasttricks.engine._callbacks import Callback, callbacks_of
 from fasttricks.engine._checkpoint import (
     CheckpointFolder,
@@ -45,7 +45,7 @@ from fasttricks.engine._distributed import (
     world_size,
 )
 from fasttricks.engine._evaluate import Evaluation, epoch_kept, evaluate, predict, start_training
-from fasttricks.engine._gradients import Batch, Gradients, clear_gradients
+from fasttricks.engine._gradients import Gradients, clear_gradients
 from fasttricks.engine._history import History, Value, keep_numbers
 from fasttricks.engine._inputs import (
     check_batch,

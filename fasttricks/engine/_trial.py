@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fasttricks.engine._batch_loss import Batch, Loss
 from fasttricks.engine._history import History
 from fasttricks.engine._preserve import preserve_training_state
-from fasttricks.engine._trainer import Batch, Loss, Trainer
+from fasttricks.engine._trainer import Trainer
 
 
 def trial_trainer(

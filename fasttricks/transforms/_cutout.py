@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fasttricks._checks import check_fraction, check_integer
+from fasttricks._checks import check_flag, check_fraction, check_integer
 from fasttricks.transforms._base import Shape, Transform
 from fasttricks.transforms._channels import channel_numbers, check_fits_channels, constants_on
 from fasttricks.transforms._draws import Draws
@@ -82,8 +82,7 @@ class Cutout(Transform[Boxes]):
         object.__setattr__(self, "holes", check_integer("holes", self.holes, minimum=1))
         object.__setattr__(self, "fill", checked_fill(self.fill))
         check_fraction("p", self.p)
-        if not isinstance(self.inside, bool):
-            raise TypeError(f"inside must be True or False, got inside={self.inside!r}")
+        check_flag("inside", self.inside)
 
     @property
     @override
