@@ -29,6 +29,7 @@ from fasttricks.engine._inputs import (
     inputs_of,
 )
 from fasttricks.engine._precision import Precision, as_precision
+from fasttricks.engine._random import epoch_kept
 from fasttricks.engine._totals import Metric, count_hits, holds_labels, holds_soft_labels
 
 TTA = ("none", "mirror", "translate", "mirror_translate")
@@ -277,20 +278,6 @@ class _Views:
             certainty = certainty.flatten(1).mean(1)
         count = math.ceil(self.share * len(logits) - 1e-9)  # 0.7 of 10 is 7, whatever floats say
         return certainty.topk(count, largest=False).indices
-
-
-@contextmanager
-def epoch_kept(batches: object) -> Iterator[None]:
-    """Put a loader that counts its epochs, as a ``DeviceLoader``, back to the one of before.
-
-    Training on it goes on as if nothing had looked at it between.
-    """
-    epoch = getattr(batches, "epoch", None)
-    try:
-        yield
-    finally:
-        if epoch is not None and hasattr(batches, "set_epoch"):
-            batches.set_epoch(epoch)
 
 
 def start_training(model: nn.Module) -> None:

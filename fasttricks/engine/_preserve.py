@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -15,9 +16,14 @@ from torch.optim import Optimizer
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._lists import buffer_slots, parameters_of, refill
 from fasttricks.engine._precision import Precision
-from fasttricks.engine._random import generators_of, random_states, restore_random_states
+from fasttricks.engine._random import (
+    epoch_kept,
+    generators_of,
+    random_states,
+    restore_random_states,
+)
 
-Restore = Callable[[], None]
+Restore = Callable[[], object]
 
 
 @contextmanager
@@ -33,9 +39,9 @@ def preserve_training_state(
 
     Kept are parameters, buffers, gradients, training flags and ``requires_grad``, of the model and
     of a loss that is a module; the optimizers' parameters, groups and state; the scale of fp16; the
-    random states of torch, Python, and NumPy if it is loaded; and the loader's
-    place: a ``DeviceLoader``'s epoch, or the generators of a ``DataLoader`` and its sampler.
-    Tensors are written in place: references to them stay good.
+    random states of torch, Python, and NumPy if it is loaded; and the loader's place: a
+    ``DeviceLoader``'s epoch, or the generators of a ``DataLoader`` and its sampler. Tensors are
+    written in place: references to them stay good.
 
     Args:
         model: Its parameters, buffers and flags.
@@ -54,22 +60,21 @@ def preserve_training_state(
         >>> torch.equal(layer.weight, before), layer.weight.grad is None
         (True, True)
     """
-    undo = [
+    undo: list[Restore] = [
         _keep_tensors(with_loss(model, loss), optimizers),
         *(_keep_optimizer(optimizer) for optimizer in optimizers),
-        *_keep_random_states(loader),
+        partial(restore_random_states, random_states()),
+        *(partial(one.set_state, one.get_state()) for one in generators_of(loader)),
     ]
     if precision is not None:
         state = copy.deepcopy(precision.state_dict())
         undo.append(lambda: precision.load_state_dict(state))
-    if hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
-        epoch = loader.epoch
-        undo.append(lambda: loader.set_epoch(epoch))
-    try:
-        yield
-    finally:
-        for restore in undo:
-            restore()
+    with epoch_kept(loader):
+        try:
+            yield
+        finally:
+            for restore in undo:
+                restore()
 
 
 def _keep_tensors(model: nn.Module, optimizers: Sequence[Optimizer]) -> Restore:
@@ -129,18 +134,3 @@ def _restored(kept: dict[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
-
-
-def _keep_random_states(loader: object) -> list[Restore]:
-    states = random_states()
-    generators = [_keep_generator(generator) for generator in generators_of(loader)]
-    return [lambda: restore_random_states(states), *generators]
-
-
-def _keep_generator(generator: torch.Generator) -> Restore:
-    state = generator.get_state()
-
-    def restore() -> None:
-        generator.set_state(state)
-
-    return restore

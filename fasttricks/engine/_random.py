@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +65,20 @@ def restore_loader_place(loader: object, place: dict[str, Any], *, same: bool = 
         loader.set_epoch(place["epoch"])
     for generator, state in zip(generators_of(loader), place["generators"], strict=False):
         generator.set_state(state)
+
+
+@contextmanager
+def epoch_kept(batches: object) -> Iterator[None]:
+    """Put a loader that counts its epochs, as a ``DeviceLoader``, back to the one of before.
+
+    Training on it goes on as if nothing had looked at it between.
+    """
+    epoch = getattr(batches, "epoch", None)
+    try:
+        yield
+    finally:
+        if epoch is not None and hasattr(batches, "set_epoch"):
+            batches.set_epoch(epoch)
 
 
 def generators_of(loader: object) -> Iterator[torch.Generator]:

@@ -44,7 +44,7 @@ from fasttricks.engine._distributed import (
     share_tensors,
     world_size,
 )
-from fasttricks.engine._evaluate import Evaluation, epoch_kept, evaluate, predict, start_training
+from fasttricks.engine._evaluate import Evaluation, evaluate, predict, start_training
 from fasttricks.engine._gradients import Gradients, clear_gradients
 from fasttricks.engine._history import History, Value, keep_numbers
 from fasttricks.engine._inputs import (
@@ -66,6 +66,7 @@ from fasttricks.engine._precision import (
     gradients_are_finite,
 )
 from fasttricks.engine._progress import Progress
+from fasttricks.engine._random import epoch_kept
 from fasttricks.engine._speed import (
     RECORDING,
     check_tf32,

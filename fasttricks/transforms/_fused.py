@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fasttricks.transforms._base import Pipeline, Shape, Transform
+from fasttricks.transforms._base import Pipeline, Shape, Transform, sample_in_turn
 from fasttricks.transforms._cutout import Cutout, erase
 from fasttricks.transforms._draws import Draws
 from fasttricks.transforms._flip import AlternatingFlip, RandomHorizontalFlip, horizontal_flip
@@ -84,8 +84,8 @@ class PassPlan:
         """
         shifts = torch.zeros(len(draws), 2, dtype=torch.int64, device=draws.indices.device)
         flips, boxes = shifts[:, :1], []
-        for stream, piece in enumerate(self.pieces):
-            params = piece.sample(draws.with_stream(stream), shape)
+        every = sample_in_turn(self.pieces, draws, shape)
+        for piece, params in zip(self.pieces, every, strict=True):
             if isinstance(piece, RandomTranslate):
                 shifts = params
             elif isinstance(piece, Cutout):

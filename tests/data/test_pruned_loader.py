@@ -253,32 +253,24 @@ def test_trials_leave_its_losses_as_they_were():
     assert after == before
 
 
-def test_a_trial_within_a_run_tells_it_nothing():
-    class Tries(Callback):
-        def on_epoch_start(self, trainer):
-            lr_range_test(trainer, loader=self.loader, num_steps=10)
+class Tries(Callback):
+    def on_epoch_start(self, trainer):
+        lr_range_test(trainer, loader=self.loader, num_steps=10)
 
+
+class Looks(Callback):
+    def on_step_start(self, trainer):
+        trainer.evaluate(self.loader)
+
+
+@pytest.mark.parametrize(("make", "epochs"), [(Tries, 3), (Looks, 2)])
+def test_a_trial_or_a_look_within_a_run_tells_it_nothing(make, epochs):
     states = []
-    for callbacks in ([], [Tries()]):
+    for callbacks in ([], [make()]):
         loader = make_loader(classes=5, batch_size=8)
         for callback in callbacks:
             callback.loader = loader
-        make_trainer(callbacks=callbacks).fit(loader, 3)
-        states.append(loader.state_dict()["losses"])
-    assert torch.equal(*states)
-
-
-def test_a_look_at_it_in_between_changes_nothing():
-    class Looks(Callback):
-        def on_step_start(self, trainer):
-            trainer.evaluate(self.loader)
-
-    states = []
-    for callbacks in ([], [Looks()]):
-        loader = make_loader(classes=5, batch_size=8)
-        for callback in callbacks:
-            callback.loader = loader
-        make_trainer(callbacks=callbacks).fit(loader, 2)
+        make_trainer(callbacks=callbacks).fit(loader, epochs)
         states.append(loader.state_dict()["losses"])
     assert torch.equal(*states)
 
