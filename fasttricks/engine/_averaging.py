@@ -149,10 +149,10 @@ class WeightAverage(_Average):
         start_fraction: Share of the run, 0 to 1, after which averaging begins; 0 by default.
         batches: Batches (images, targets) on which the average's batch-norm statistics are
             estimated anew when the model takes it, in whole and not as a moving average: a few
-            thousand training images, as they will be in use, without augmentation, shuffled and in
-            batches of one size, as each batch counts the same and should hold every class. Their
-            place and the random states are put back. None (default): the statistics are averaged
-            too.
+            thousand training images, shuffled and in batches of one size, as each batch counts the
+            same and should hold every class. Give them the ``Cutout`` of the training, whose zeros
+            the weights reckon with; translation and flips may be left out. Their place and the
+            random states are put back. None (default): the statistics are averaged too.
 
     Attributes:
         average: torch's ``AveragedModel``, from ``start`` on.
