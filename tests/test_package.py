@@ -47,6 +47,7 @@ PUBLIC_NAMES = {
     "Progress",
     "RangeTest",
     "ProgressiveResize",
+    "ProxyLoader",
     "PrunedLoader",
     "RandomErasing",
     "RandomHorizontalFlip",

@@ -15,6 +15,7 @@ from fasttricks.engine._precompile import precompile
 from fasttricks.engine._preserve import preserve_training_state
 from fasttricks.engine._profile import StepProfile, profile_steps
 from fasttricks.engine._progress import Progress
+from fasttricks.engine._proxy_loader import ProxyLoader
 from fasttricks.engine._trainer import Trainer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Lookahead",
     "Precision",
     "Progress",
+    "ProxyLoader",
     "StepProfile",
     "StochasticWeightAverage",
     "TensorBoard",

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from fasttricks._checks import check_integer
 from fasttricks.engine._batch_loss import with_loss
 from fasttricks.engine._distributed import gather, rank, wait_for_all
 from fasttricks.engine._files import make_folder, remove_folder, replacing_folder, write_json
 from fasttricks.engine._lists import parameters_of
-from fasttricks.engine._optimizer_state import match_layouts
+from fasttricks.engine._optimizer_state import load_optimizer
 from fasttricks.engine._random import (
     loader_place,
     random_states,
@@ -45,8 +44,6 @@ _ENTRIES = (
     *("counts", "history", "optimizers", "settings", "schedulers", "precision", "callbacks"),
     *("loaders", "random", "extra_state"),
 )
-# How an optimizer computes, which may change from one machine to the next.
-_SWITCHES = ("fused", "foreach", "capturable", "differentiable")
 # What a trainer counts; the first ones also outlast a fit.
 _COUNTS = ("step_count", "train_seconds", "nonfinite_steps")
 _FIT_COUNTS = ("epochs", "total_steps", "steps_per_epoch", "batches_done")
@@ -123,20 +120,6 @@ def _write(
         write_json(folder / _STATE, {"format": _FORMAT, "sha256": sums, **packed})
 
 
-def settings_of(optimizer: Optimizer) -> dict[str, Any]:
-    """Return an optimizer's kind and its groups' numbers, by which one run is told from another."""
-    left_out = ("params", *_SWITCHES)
-    groups = [
-        {name: _number(value) for name, value in group.items() if name not in left_out}
-        for group in optimizer.param_groups
-    ]
-    return {"kind": type(optimizer).__name__, "groups": groups}
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-
-
 def _state_of_loss(trainer: Trainer) -> dict[str, Any]:
     return trainer.loss.state_dict() if isinstance(trainer.loss, nn.Module) else {}
 
@@ -199,7 +182,7 @@ class Checkpoint:
             if self.state["loss"] and isinstance(trainer.loss, nn.Module):
                 trainer.loss.load_state_dict(self.state["loss"])
             for optimizer, state in zip(trainer.optimizers, self.state["optimizers"], strict=True):
-                _load_optimizer(optimizer, state)
+                load_optimizer(optimizer, state)
             for scheduler, state in zip(trainer.schedulers, self.state["schedulers"], strict=True):
                 if allow_changes and isinstance(scheduler, ScheduledGroups):
                     scheduler.load_state_dict(state, allow_changes=True)
@@ -295,28 +278,6 @@ def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return "none" if value is None else type(value).__name__
-
-
-def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state, but keep how the optimizer computes, and its tensors, which are written.
-
-    Such a tensor is a rate on a GPU; where the own rate is a number, the saved one becomes one.
-    """
-    before = [dict(group) for group in optimizer.param_groups]
-    groups = [
-        group | {name: own[name] for name in _SWITCHES if name in own}
-        for group, own in zip(state["param_groups"], before, strict=True)
-    ]
-    optimizer.load_state_dict({**state, "param_groups": groups})
-    match_layouts(optimizer)
-    with torch.no_grad():
-        for group, own in zip(optimizer.param_groups, before, strict=True):
-            for name in own.keys() & group.keys():
-                value = own[name]
-                if isinstance(value, Tensor):
-                    group[name] = value.copy_(torch.as_tensor(group[name]))
-                elif isinstance(value, int | float):
-                    group[name] = _number(group[name])
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""What optimizers keep of each parameter, brought into the form that fused updates take."""
+"""What optimizers keep of each parameter: loaded, and in the form that fused updates take."""
 
 from __future__ import annotations
 
@@ -8,6 +8,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+# How an optimizer computes, which may change from one machine to the next.
+SWITCHES = ("fused", "foreach", "capturable", "differentiable")
+
+
+def number_of(value: Any) -> Any:
+    """Return the number in a tensor of one, and anything else as it is."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+def settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """Return an optimizer's kind and its groups' numbers, by which one run is told from another."""
+    left_out = ("params", *SWITCHES)
+    groups = [
+        {name: number_of(value) for name, value in group.items() if name not in left_out}
+        for group in optimizer.param_groups
+    ]
+    return {"kind": type(optimizer).__name__, "groups": groups}
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state, but keep how the optimizer computes, and its tensors, which are written.
+
+    Such a tensor is a rate on a GPU; where the own rate is a number, the saved one becomes one.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    groups = [
+        group | {name: own[name] for name in SWITCHES if name in own}
+        for group, own in zip(state["param_groups"], before, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    match_layouts(optimizer)
+    with torch.no_grad():
+        for group, own in zip(optimizer.param_groups, before, strict=True):
+            for name in own.keys() & group.keys():
+                value = own[name]
+                if isinstance(value, Tensor):
+                    group[name] = value.copy_(torch.as_tensor(group[name]))
+                elif isinstance(value, int | float):
+                    group[name] = number_of(group[name])
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from fasttricks.engine._batch_loss import Batch
 from fasttricks.engine._callbacks import FreezeAfter
 from fasttricks.engine._cuda_graph import WARMUP
 from fasttricks.engine._evaluate import start_training
+from fasttricks.engine._proxy_loader import ProxyLoader
 from fasttricks.engine._trainer import Trainer
 from fasttricks.engine._trial import synchronize, trial_trainer, without_trace
 from fasttricks.optim import Muon
@@ -32,12 +33,12 @@ def precompile(trainer: Trainer, loader: Iterable[Batch]) -> float:
     """Let a trainer compile and record what it will, in updates that leave no trace.
 
     The one-time cost of ``torch.compile`` and of recording a CUDA graph then falls outside the
-    epochs. A ``DeviceLoader`` is run with every batch size and image size still to come, of a short
-    last batch and of ``ProgressiveResize``, each with the parameters that ``FreezeAfter`` leaves
-    trainable at the first and at the last update of that size; any other loader with its first
-    batch only. More than eight of these in all are beyond ``torch._dynamo.config.recompile_limit``
-    (``cache_size_limit`` in torch 2.6): raise it. Without either switch it warms caches and
-    libraries.
+    epochs. A ``DeviceLoader``, alone or in a ``ProxyLoader``, is run with every batch size and
+    image size still to come, of a short last batch and of ``ProgressiveResize``, each with the
+    parameters that ``FreezeAfter`` leaves trainable at the first and at the last update of that
+    size; any other loader with its first batch only. More than eight of these in all are beyond
+    ``torch._dynamo.config.recompile_limit`` (``cache_size_limit`` in torch 2.6): raise it. Without
+    either switch it warms caches and libraries.
 
     With ``cuda_graph="step"`` the states of Muon, SGD, Adam and AdamW are there afterwards and hold
     zeros, as they would begin; the updates of others are recorded once more in training.
@@ -99,12 +100,13 @@ def _begin_in(optimizer: Optimizer, states: dict[Any, dict[str, Any]]) -> None:
             optimizer.state[parameter] = states[parameter]
 
 
-def _batches(loader: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+def _batches(loader: Any) -> Iterator[tuple[Batch, int]]:
     """Yield a batch of each size to come at the first and at the last update that has it.
 
     Updates rise, as what is frozen then stays so.
     """
-    if not isinstance(loader, DeviceLoader):
+    inner = loader.loader if isinstance(loader, ProxyLoader) else loader
+    if not isinstance(inner, DeviceLoader):
         for batch in loader:
             yield from ((batch, update) for update in (0, _EVER))
             return

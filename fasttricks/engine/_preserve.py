@@ -40,13 +40,14 @@ def preserve_training_state(
     Kept are parameters, buffers, gradients, training flags and ``requires_grad``, of the model and
     of a loss that is a module; the optimizers' parameters, groups and state; the scale of fp16; the
     random states of torch, Python, and NumPy if it is loaded; and the loader's place: a
-    ``DeviceLoader``'s epoch, or the generators of a ``DataLoader`` and its sampler. Tensors are
-    written in place: references to them stay good.
+    ``DeviceLoader``'s epoch, the generators of a ``DataLoader`` and its sampler, or all that a
+    ``ProxyLoader`` has learned. Tensors are written in place: references to them stay good.
 
     Args:
         model: Its parameters, buffers and flags.
         optimizers: Their parameters, groups and state.
-        loader: A ``DeviceLoader``, a ``DataLoader``, or anything that holds no place of its own.
+        loader: A ``DeviceLoader``, ``ProxyLoader`` or ``DataLoader``, or anything that holds no
+            place of its own.
         precision: Its scaler, if it has one.
         loss: Its parameters, buffers and flags, if it is a module.
 
@@ -69,7 +70,9 @@ def preserve_training_state(
     if precision is not None:
         state = copy.deepcopy(precision.state_dict())
         undo.append(lambda: precision.load_state_dict(state))
-    with epoch_kept(loader):
+    # One that learns itself knows what to keep.
+    kept = loader.preserved() if hasattr(loader, "preserved") else epoch_kept(loader)
+    with kept:
         try:
             yield
         finally:

@@ -58,7 +58,16 @@ def restore_loader_place(loader: object, place: dict[str, Any], *, same: bool = 
     """Put a loader where ``loader_place`` found it.
 
     Where it need not be the same data, one that has an epoch takes that alone.
+
+    Raises:
+        ValueError: If it must be the same and has a state, and the place is of one without.
     """
+    has_state = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+    if same and has_state and "state" not in place:
+        kind = type(loader).__name__
+        raise ValueError(
+            f"there is no state for a {kind}; give one of the kind it was written with"
+        )
     if "state" in place and hasattr(loader, "load_state_dict") and (same or "epoch" not in place):
         loader.load_state_dict(place["state"])
     if "epoch" in place and hasattr(loader, "set_epoch"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks._checks import check_choice, check_positive
-from fasttricks.engine._batch_loss import with_reduction
+from fasttricks.engine._batch_loss import Loss, with_reduction
 
 RECORDING = ("reduce-overhead", "max-autotune", "cudagraphs")
 _MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -132,18 +133,22 @@ def loss_per_image(loss: Callable[[Tensor, Tensor], Tensor], what: str) -> Any:
             f"{what} must come with a loss of reduction='mean', such as nn.CrossEntropyLoss, got "
             f"{loss!r}"
         )
-    each = with_reduction(loss, "none")
+    return partial(_of_images, with_reduction(loss, "none"), what)
 
-    def of_images(outputs: Tensor, targets: Tensor) -> Tensor:
-        losses = each(outputs, targets)
-        if losses.shape[:1] != outputs.shape[:1]:
-            raise ValueError(
-                f"{what} needs a loss that gives a value for each image with reduction='none', got "
-                f"shape {list(losses.shape)} for outputs {list(outputs.shape)}"
-            )
-        return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
-    return of_images
+def _of_images(each: Loss, what: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    losses = each(outputs, targets)
+    if losses.shape[:1] != outputs.shape[:1]:
+        raise ValueError(
+            f"{what} needs a loss that gives a value for each image with reduction='none', got "
+            f"shape {list(losses.shape)} for outputs {list(outputs.shape)}"
+        )
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def number_chosen(count: int, share: float) -> int:
+    """Return how many of so many images a share is, one at least."""
+    return max(1, round(share * count))
 
 
 def hardest(losses: Tensor, share: float) -> Tensor:
@@ -153,5 +158,4 @@ def hardest(losses: Tensor, share: float) -> Tensor:
         >>> hardest(torch.tensor([0.1, 3.0, 0.2, 2.0]), 0.5)
         tensor([1, 3])
     """
-    count = max(1, round(share * len(losses)))
-    return losses.topk(count, sorted=False).indices.sort().values
+    return losses.topk(number_chosen(len(losses), share), sorted=False).indices.sort().values

@@ -30,7 +30,6 @@ from fasttricks.engine._checkpoint import (
     choose_resume,
     read_checkpoint,
     save_checkpoint,
-    settings_of,
 )
 from fasttricks.engine._cuda_graph import check_recordable, check_settings
 from fasttricks.engine._device import device_of
@@ -58,7 +57,7 @@ from fasttricks.engine._inputs import (
 )
 from fasttricks.engine._lists import parameters_of
 from fasttricks.engine._observe import Observer, observer_of
-from fasttricks.engine._optimizer_state import begin_momenta, match_layouts
+from fasttricks.engine._optimizer_state import begin_momenta, match_layouts, settings_of
 from fasttricks.engine._precision import (
     Precision,
     all_finite,
@@ -514,7 +513,8 @@ class Trainer:
 
         The optimizers' numbers become the saved ones; to go on with others, set them afterwards.
         Loaders stay where they are: in a new process call their ``set_epoch``; the losses of a
-        ``PrunedLoader`` are put back by ``fit(resume=True)`` alone.
+        ``PrunedLoader`` and the network of a ``ProxyLoader`` are put back by ``fit(resume=True)``
+        alone.
 
         Args:
             path: The folder of a checkpoint, or one that holds several, of which the latest counts.
@@ -609,7 +609,9 @@ class Trainer:
             row["skipped_steps"] = self.skipped_steps
         if val is not None:
             # A loader of its own moves on, to other draws the next time; the training's may not.
-            result = self.evaluate(val) if val is train else self._evaluated(val)
+            trained_on = train, getattr(train, "loader", None)  # that in a ProxyLoader
+            is_one = any(val is one for one in trained_on)
+            result = self.evaluate(val) if is_one else self._evaluated(val)
             row |= {
                 "val_loss": result.loss,
                 **_if_any("val_accuracy", result.accuracy),

@@ -212,6 +212,21 @@ def pruned(world, folder):
     return trainer
 
 
+def proxied(world, folder):
+    """A proxy that learns beside, from the images of all processes, begun as the first one's."""
+    model, proxy = make_model(), make_model()
+    with torch.no_grad():
+        proxy[0].bias += world.rank
+    own = torch.optim.SGD(proxy.parameters(), lr=0.05, momentum=0.9)
+    options = {"share": 1.0, "every": 2, "precision": "fp32"}
+    loader = ft.ProxyLoader(make_loader(world), proxy, own, **options)
+    trainer = make_trainer(model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9))
+    trainer.fit(loader, 3, val=make_val())
+    for name, value in proxy.named_parameters():
+        model.register_buffer(f"proxy_{name}".replace(".", "_"), value.detach())
+    return trainer
+
+
 def faults(world):
     """The messages of what must fail in every process, and where."""
     messages = {}
@@ -260,6 +275,7 @@ def faults(world):
 
 CASES = [plain, parts_clipped_and_frozen, compiled, sampler, batch_sampler, resumed, straight]
 CASES += [weighted_and_looking_ahead, normed, learned_loss, summed, logged, stopped, pruned]
+CASES += [proxied]
 
 
 def run(world, folder):
