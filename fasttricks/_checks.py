@@ -36,6 +36,13 @@ def check_fraction(name: str, value: object) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {name}={value}")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raise unless ``value`` is a number above 0 and at most 1."""
+    check_positive(name, value)
+    if value > 1:  # type: ignore[operator]
+        raise ValueError(f"{name} must be at most 1, got {name}={value}")
+
+
 def check_integer(name: str, value: object, *, minimum: int = 0) -> int:
     """Return ``value`` as an int; raise unless it is a whole number of at least ``minimum``.
 

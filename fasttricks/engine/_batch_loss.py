@@ -6,6 +6,7 @@ Shapes: images [N, C, H, W], outputs [N, K, ...], targets [N, ...] or [N, K, ...
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -24,6 +25,15 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def with_loss(model: nn.Module, loss: object) -> nn.Module:
     """Return a module that holds the model and, if it is a module too, the loss."""
     return nn.ModuleList([model, loss] if isinstance(loss, nn.Module) else [model])
+
+
+def in_parts(images: Tensor, targets: Tensor, size: int | None) -> list[Batch]:
+    """Return the fewest parts of at most so many images, or the whole batch for None.
+
+    They are as even as can be: of a few images batch norm learns nothing.
+    """
+    count = math.ceil(len(images) / (size or len(images)))
+    return list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))
 
 
 def share_of_batch(loss: Loss, targets: Tensor, *, parts: int) -> tuple[Loss, Tensor | float]:

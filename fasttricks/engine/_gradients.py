@@ -6,7 +6,6 @@ Shapes: images [N, C, H, W], targets [N] or [N, num_classes].
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fasttricks.engine._batch_loss import (
-    Batch,
     Counted,
     Loss,
+    in_parts,
     mean_over_processes,
     share_of_batch,
     with_loss,
@@ -158,7 +157,7 @@ class Gradients:
         losses: list[Tensor] = []
         counted: Counted = []
         with torch.no_grad():
-            for part, part_targets in _parts(trainer, images, targets):
+            for part, part_targets in in_parts(images, targets, trainer.micro_batch_size):
                 with trainer.precision.forward_context():
                     outputs = check_outputs(trainer.model(part))
                 losses.append(self._loss_per_image(outputs.float(), part_targets))
@@ -170,7 +169,7 @@ class Gradients:
 
     def _compute(self, trainer: Trainer, images: Tensor, targets: Tensor) -> tuple[Tensor, Counted]:
         network = self.network(trainer)
-        parts = _parts(trainer, images, targets)
+        parts = in_parts(images, targets, trainer.micro_batch_size)
         share, number = share_of_batch(trainer.loss, targets, parts=len(parts))
         losses: list[Tensor] = []
         counted: Counted = []
@@ -206,9 +205,3 @@ def clear_gradients(optimizers: Sequence[Optimizer]) -> None:
     """Free the gradients of all parameters."""
     for parameter in parameters_of(optimizers):
         parameter.grad = None
-
-
-def _parts(trainer: Trainer, images: Tensor, targets: Tensor) -> list[Batch]:
-    """Return the fewest parts, as even as can be: of a few images batch norm learns nothing."""
-    count = math.ceil(len(images) / (trainer.micro_batch_size or len(images)))
-    return list(zip(images.tensor_split(count), targets.tensor_split(count), strict=True))

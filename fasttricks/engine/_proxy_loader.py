@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks._checks import check_integer, check_positive, length_of
-from fasttricks.engine._batch_loss import Batch, Loss
+from fasttricks._checks import check_integer, check_share, length_of
+from fasttricks.engine._batch_loss import Batch, Loss, in_parts, share_of_batch
 from fasttricks.engine._device import device_of
-from fasttricks.engine._distributed import (
-    average_gradients,
-    share_tensors,
-    sum_over_processes,
-    world_size,
-)
+from fasttricks.engine._distributed import average_gradients, share_tensors
 from fasttricks.engine._evaluate import start_training
 from fasttricks.engine._inputs import (
     check_batch,
@@ -118,9 +112,7 @@ class ProxyLoader:
             )
         if not isinstance(proxy, nn.Module):
             raise TypeError(f"proxy must be an nn.Module, got {type(proxy).__name__}")
-        check_positive("share", share)
-        if share > 1:
-            raise ValueError(f"share must be at most 1, got share={share}")
+        check_share("share", share)
         self.every = check_integer("every", every, minimum=1)
         if micro_batch_size is not None:
             micro_batch_size = check_integer("micro_batch_size", micro_batch_size, minimum=1)
@@ -140,7 +132,7 @@ class ProxyLoader:
             raise ValueError(
                 "optimizer must hold parameters of the proxy alone, got one of another"
             )
-        self.loader = loader
+        self.loader: Any = loader
         self.proxy = proxy
         self.optimizers = optimizers
         self.share = share
@@ -160,12 +152,12 @@ class ProxyLoader:
         return getattr(self.loader, name)
 
     def __len__(self) -> int:
-        return len(self.loader)  # type: ignore[arg-type]
+        return len(self.loader)
 
     @property
     def last_batch_size(self) -> int:
         """Images of an epoch's last batch, of a ``DeviceLoader``, once it is cut down."""
-        return number_chosen(getattr(self.loader, "last_batch_size"), self.share)  # noqa: B009
+        return number_chosen(self.loader.last_batch_size, self.share)
 
     def __iter__(self) -> Iterator[Batch]:
         # Several processes train one proxy, each by its images.
@@ -193,10 +185,8 @@ class ProxyLoader:
         learns = counts and self.batches_done % self.every == 0
         losses: list[Tensor] = []
         device = device_of(self.proxy)
-        number = math.ceil(len(images) / (self.micro_batch_size or len(images)))
-        parts = zip(images.tensor_split(number), targets.tensor_split(number), strict=True)
         with torch.set_grad_enabled(learns):
-            for part, part_targets in parts:
+            for part, part_targets in in_parts(images, targets, self.micro_batch_size):
                 with self.precision.forward_context():
                     outputs = check_outputs(self.proxy(part.to(device)))
                 losses.append(self._loss_per_image(outputs.float(), part_targets.to(device)))
@@ -211,12 +201,10 @@ class ProxyLoader:
         return chosen
 
     def _learn(self, losses: Tensor) -> None:
-        loss = losses.mean()
-        if world_size() > 1:  # whose shares of the last batch may differ by an image
-            (total,) = sum_over_processes([loss.new_tensor(len(losses))])
-            loss = loss * (len(losses) * world_size() / total)
+        # Of several processes, whose shares of the last batch may differ by an image.
+        share, _ = share_of_batch(_mean, losses, parts=1)
         self.proxy.zero_grad()
-        self.precision.backward(loss)
+        self.precision.backward(share(losses, losses))
         average_gradients(self.optimizers, but=nn.Identity())
         self.precision.step(self.optimizers)
         self.proxy.zero_grad()
@@ -275,3 +263,7 @@ class ProxyLoader:
                 yield
             finally:
                 self.schedulers, self.batches_done = schedulers, done
+
+
+def _mean(losses: Tensor, _: Tensor) -> Tensor:
+    return losses.mean()

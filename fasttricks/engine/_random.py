@@ -43,10 +43,10 @@ def restore_random_states(states: dict[str, Any]) -> None:
         sys.modules["numpy"].random.set_state((name, keys.numpy().astype("uint32"), *rest))
 
 
-def loader_place(loader: object) -> dict[str, Any]:
+def loader_place(loader: Any) -> dict[str, Any]:
     """Return where a loader stands: its own state, its epoch, the generators it draws from."""
     place: dict[str, Any] = {}
-    if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+    if _has_state(loader):
         place["state"] = loader.state_dict()
     if hasattr(loader, "set_epoch") and hasattr(loader, "epoch"):
         place["epoch"] = loader.epoch
@@ -62,8 +62,7 @@ def restore_loader_place(loader: object, place: dict[str, Any], *, same: bool = 
     Raises:
         ValueError: If it must be the same and has a state, and the place is of one without.
     """
-    has_state = hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
-    if same and has_state and "state" not in place:
+    if same and _has_state(loader) and "state" not in place:
         kind = type(loader).__name__
         raise ValueError(
             f"there is no state for a {kind}; give one of the kind it was written with"
@@ -74,6 +73,10 @@ def restore_loader_place(loader: object, place: dict[str, Any], *, same: bool = 
         loader.set_epoch(place["epoch"])
     for generator, state in zip(generators_of(loader), place["generators"], strict=False):
         generator.set_state(state)
+
+
+def _has_state(loader: object) -> bool:
+    return hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fasttricks._checks import check_choice, check_positive
+from fasttricks._checks import check_choice, check_share
 from fasttricks.engine._batch_loss import Loss, with_reduction
 
 RECORDING = ("reduce-overhead", "max-autotune", "cudagraphs")
@@ -112,9 +112,7 @@ def selecting(loss: Callable[[Tensor, Tensor], Tensor], select: float) -> Any:
     Raises:
         ValueError: If ``select`` is not above 0 and at most 1, or as for ``loss_per_image``.
     """
-    check_positive("select", select)
-    if select > 1:
-        raise ValueError(f"select must be at most 1, got select={select}")
+    check_share("select", select)
     return None if select == 1 else loss_per_image(loss, f"select={select}")
 
 

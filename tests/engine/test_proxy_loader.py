@@ -188,10 +188,8 @@ def test_no_gradient_is_left_and_none_of_before_counts():
 
 def test_a_run_that_goes_on_ends_as_it_would_have(tmp_path):
     def run(epochs, resume=False, folder=None):
-        trainer, loader = (
-            make_trainer(lr=linear(0.05, 0.0, total_steps=20)),
-            make_proxied(total_steps=20),
-        )
+        trainer = make_trainer(lr=linear(0.05, 0.0, total_steps=20))
+        loader = make_proxied(total_steps=20)
         trainer.fit(loader, epochs, checkpoints=folder, resume=resume)
         return trainer, loader
 
