@@ -165,7 +165,8 @@ def flops_per_image(name: str, size: int) -> float:
     """Operations, forward and backward, of the network on an image, by direct convolutions.
 
     The whitening is frozen, for most of a run with its bias. Counted for ten classes, and for the
-    images that it is trained on: airbench96_faster's proxy, some 3 % more, is left out.
+    images that it is trained on: the proxy of airbench96_faster and of speedrun96, some 3 % more,
+    is left out.
     """
     model = CONTENDERS[name].network()
     for part, parameter in model.named_parameters():

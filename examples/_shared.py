@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,8 @@ import torch
 
 import fasttricks as ft
 
+Loader = ft.DeviceLoader | ft.ProxyLoader
+Training = tuple[ft.Trainer, Loader, float]  # and the seconds of whitening
 DIGITS = "handwritten digits of scikit-learn (not CIFAR-10)"
 
 
@@ -152,13 +154,32 @@ class Plan:
     resume: bool
     switches: dict[str, Any]  # what the Trainer is told of how to compute
 
-    def loader(self, *transforms: ft.Transform[Any], share: float = 1.0) -> ft.DeviceLoader:
-        """Return the loader of shuffled, augmented, whole batches, of a share by its losses."""
-        own: dict[str, Any] = {"batch_size": self.batch_size, "transforms": transforms}
-        own |= {"seed": self.seed, "device": self.device}
-        if share < 1:
-            return ft.PrunedLoader(self.train, share=share, **own)
-        return ft.DeviceLoader(self.train, shuffle=True, drop_last=True, **own)
+    def loader(self, *transforms: ft.Transform[Any]) -> ft.DeviceLoader:
+        """Return the loader of shuffled, augmented, whole batches."""
+        return ft.DeviceLoader(
+            self.train,
+            batch_size=self.batch_size,
+            transforms=transforms,
+            shuffle=True,
+            drop_last=True,
+            seed=self.seed,
+            device=self.device,
+        )
+
+    def some_batches(self, *transforms: ft.Transform[Any]) -> ft.DeviceLoader:
+        """Return the loader of the images to whiten by, for batch norm's last statistics."""
+        some = self.whiten_images
+        size = min(len(some), at_once(1000, some))
+        return replace(self, train=some, batch_size=size).loader(*transforms)
+
+    def part(self, count: int) -> int | None:
+        """Return how many images to compute at once, so many of 32 x 32 pixels, or None: all."""
+        return at_once(count, self.train) if self.device == "cpu" else None
+
+
+def average(steps: int, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> ft.WeightAverage:
+    """Return the average of the weights, over a sixth of so many updates at most."""
+    return ft.WeightAverage(decay=min(0.95, max(0.0, 1 - 6 / steps)), batches=batches)
 
 
 def article_loader(
@@ -219,7 +240,7 @@ def timed(work: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader, device: str) -> float:
+def precompile(trainer: ft.Trainer, loader: Loader, device: str) -> float:
     """Compile, or warm a GPU up, before the clock runs, and say so; return the seconds."""
     if not (trainer.compile or device == "cuda"):
         return 0.0
@@ -231,7 +252,7 @@ def precompile(trainer: ft.Trainer, loader: ft.DeviceLoader, device: str) -> flo
 
 
 def describe_run(
-    trainer: ft.Trainer, loader: ft.DeviceLoader, train: ft.ImageSet, test: ft.ImageSet
+    trainer: ft.Trainer, loader: Loader, train: ft.ImageSet, test: ft.ImageSet
 ) -> dict[str, Any]:
     """Return the data, and what the updates were made of and on, for a run's record."""
     modules = trainer.model.modules()
@@ -246,7 +267,7 @@ def describe_run(
     }
 
 
-def images_by_size(loader: ft.DeviceLoader, updates: int, train: ft.ImageSet) -> dict[str, int]:
+def images_by_size(loader: Loader, updates: int, train: ft.ImageSet) -> dict[str, int]:
     """Return how many images of each side in pixels so many updates train on."""
     pieces = loader.pipeline.transforms
     growing = [piece for piece in pieces if isinstance(piece, ft.ProgressiveResize)]
@@ -254,5 +275,5 @@ def images_by_size(loader: ft.DeviceLoader, updates: int, train: ft.ImageSet) ->
     for update in range(updates):
         now = growing[-1].size_at(update // len(loader)) if growing else None
         size = str(max(train.image_size) if now is None else now)
-        found[size] = found.get(size, 0) + loader.batch_size
+        found[size] = found.get(size, 0) + loader.last_batch_size  # all are whole
     return found

@@ -151,8 +151,9 @@ class WeightAverage(_Average):
             estimated anew when the model takes it, in whole and not as a moving average: a few
             thousand training images, shuffled and in batches of one size, as each batch counts the
             same and should hold every class. Give them the ``Cutout`` of the training, whose zeros
-            the weights reckon with; translation and flips may be left out. Their place and the
-            random states are put back. None (default): the statistics are averaged too.
+            the weights reckon with, and after a ``ProxyLoader`` its choice; translation and flips
+            may be left out. Their place and the random states are put back. None (default): the
+            statistics are averaged too.
 
     Attributes:
         average: torch's ``AveragedModel``, from ``start`` on.

@@ -43,6 +43,9 @@ class ProxyLoader:
 
     Where gradients are off (``torch.no_grad()``), as in evaluation or for the statistics of an
     average, the proxy chooses and learns nothing but batch-norm statistics, which it never uses.
+    Such statistics must be of chosen images, as the network has seen no others: give an average
+    this loader as ``batches``, or one of fewer images with the same proxy and optimizer.
+
     Trials that leave no trace, such as ``lr_range_test``, put it back. Other attributes, such as
     ``epoch`` and ``batch_size``, are the loader's.
 

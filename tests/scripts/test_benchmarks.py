@@ -61,7 +61,8 @@ def test_loader_share_measures_every_recipe_at_every_size(run, tmp_path, monkeyp
     sizes = {
         name: [r["image_size"] for r in rows if r["recipe"] == name] for name in example.RECIPES
     }
-    assert sizes == {name: [32] if name == "article" else [24, 28, 32] for name in sizes}
+    same = ("speedrun96", "article")  # whose images do not grow
+    assert sizes == {name: [32] if name in same else [24, 28, 32] for name in sizes}
     assert all(0 < row["loading_share"] < 1 for row in rows)
 
 
@@ -267,7 +268,7 @@ def test_a_race_counts_the_operations_of_every_contender(race):
     for name in ("speedrun", *REFERENCES):
         assert found[name] == found[f"{name}_compiled"]
     assert found["airbench95"] > found["speedrun95"] == found["speedrun95_compiled"]
-    assert found["airbench96_faster"] > found["speedrun96"] > found["airbench95"]
+    assert found["airbench96_faster"] == found["speedrun96"] > found["airbench95"]
     assert found["speedrun95"] > found["speedrun"]
 
 
