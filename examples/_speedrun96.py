@@ -50,12 +50,19 @@ def speedrun96(
     proxy, proxy_seconds = _whitened(plan, pixels, **PROXY)
     proxy.whiten.bias.requires_grad_(False)
     proxy_sgd, proxy_rates = _sgd(proxy, batch, steps)
-    options: dict[str, Any] = {"share": share, "every": every, "loss": loss}
-    options |= {"precision": plan.switches.get("precision", "auto")}
-    choosing = partial(ft.ProxyLoader, micro_batch_size=plan.part(768), **options)
-    loader = choosing(whole_batches, proxy, proxy_sgd, schedulers=[proxy_rates])
+    choosing = partial(
+        ft.ProxyLoader,
+        proxy=proxy,
+        optimizer=proxy_sgd,
+        share=share,
+        every=every,
+        loss=loss,
+        precision=plan.switches.get("precision", "auto"),
+        micro_batch_size=plan.part(768),
+    )
+    loader = choosing(whole_batches, schedulers=[proxy_rates])
     # Batch norm's last statistics are of what is trained on: hard images, with their Cutout.
-    again = choosing(some_batches, proxy, proxy_sgd)
+    again = choosing(some_batches)
 
     model, seconds = _whitened(plan, pixels, **network)
     sgd, rates = _sgd(model, batch, steps)
@@ -99,12 +106,13 @@ def _sgd(
     trained = [p for p in model.parameters() if p.requires_grad]
     norms = [p for p in trained if p.ndim == 1 and p is not model.whiten.bias]
     others = [p for p in trained if p.ndim > 1 or p is model.whiten.bias]
+    ramp = partial(
+        ft.one_cycle, pct_start=0.1, anneal="linear", div_factor=5, final_div_factor=math.inf
+    )
     groups, falls = [], []
     for parameters, factor in ((norms, 64), (others, 1)):
         rate = factor * 1.146e-3 * batch
         groups.append({"params": parameters, "lr": rate, "weight_decay": 3.06e-6 * batch / rate})
-        # One step more, so that the last update's is not 0.
-        ramp = partial(ft.one_cycle, pct_start=0.1, div_factor=5, final_div_factor=math.inf)
-        falls.append(ramp(rate, steps + 1, anneal="linear"))
+        falls.append(ramp(rate, steps + 1))  # one step more, so that the last update's is not 0
     sgd = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
     return sgd, ft.ScheduledGroups(sgd, {"lr": falls})
